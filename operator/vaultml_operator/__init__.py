@@ -1,0 +1,1 @@
+"""The VaultML operator: reconciles VaultMLPipeline resources into workers."""

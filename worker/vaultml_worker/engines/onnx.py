@@ -1,0 +1,67 @@
+"""The CPU engine: onnxruntime."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from vaultml_worker.records import InvalidInput, Model
+from vaultml_worker.yolo import Candidates
+
+_BATCH = 4  # on a CPU a larger batch only takes memory
+
+
+class OnnxEngine:
+    """Runs the graph on this machine's CPU with `threads` threads (default: as many as the container may use)."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Model, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or cpus()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Waiting threads sleep instead of spinning: the decoders need those cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common public base
+            raise InvalidInput(f"model {model.name}: onnxruntime can't load it: {error}") from None
+        self._size = (model.height, model.width)
+        self._one_at_a_time = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Run one grey frame."""
+        self.detect(np.full((1, *self._size, 3), 128, np.uint8))
+
+    def detect(self, frames: NDArray[np.uint8]) -> list[Candidates]:
+        """See Engine."""
+        found: list[Candidates] = []
+        for first in range(0, len(frames), _BATCH):
+            with self._one_at_a_time:
+                outputs = self._session.run(["boxes", "scores", "classes"], {"frames": frames[first : first + _BATCH]})
+            found += [Candidates(*parts) for parts in zip(*outputs, strict=True)]
+        return found
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many CPUs this process may use: its affinity, bounded by the container's CPU limit (cgroup v2, then v1)."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        except OSError:
+            return allowed
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return allowed  # "max", or -1 in v1: no limit
+    return max(1, min(allowed, -(-int(quota) // int(period))))

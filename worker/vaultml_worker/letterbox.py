@@ -1,0 +1,67 @@
+"""Darknet's letterbox: fitting a picture into the network's input, and boxes back out of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaultml_worker.records import Box
+
+_GREY = 128  # Darknet fills with 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """How a picture of `width` × `height` lies in a network input of `network_width` × `network_height` pixels."""
+
+    width: int
+    height: int
+    network_width: int
+    network_height: int
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Width and height of the picture inside the input, with Darknet's integer division."""
+        if self.network_width * self.height < self.network_height * self.width:
+            return self.network_width, max(1, self.height * self.network_width // self.width)
+        return max(1, self.width * self.network_height // self.height), self.network_height
+
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Fit an RGB picture (height, width, 3) uint8; gives (network_height, network_width, 3) uint8.
+
+        Samples at (size − 1) / (new size − 1), corners aligned, as Darknet does and cv2.resize doesn't.
+        """
+        width, height = self.inner
+        x0, x1, fx = _samples(self.width, width)
+        y0, y1, fy = _samples(self.height, height)
+        # Columns first, and only of the rows in use: two gathers and a lerp each.
+        top = _lerp(picture[y0], x0, x1, fx)
+        bottom = _lerp(picture[y1], x0, x1, fx)
+        top += (bottom - top) * fy[:, None, None]
+        out = np.full((self.network_height, self.network_width, 3), _GREY, np.uint8)
+        left, upper = (self.network_width - width) // 2, (self.network_height - height) // 2
+        out[upper : upper + height, left : left + width] = np.rint(top).astype(np.uint8)
+        return out
+
+    def restore(self, boxes: NDArray[np.float32]) -> list[Box]:
+        """Boxes (n, 4) x1, y1, x2, y2 in network pixels → pixels of the picture, clipped to it."""
+        width, height = self.inner
+        corner = np.array([(self.network_width - width) / 2, (self.network_height - height) / 2] * 2)
+        scale = np.array([self.width / width, self.height / height] * 2)
+        limit = np.array([self.width, self.height] * 2, dtype=np.float64)
+        restored = np.clip((boxes - corner) * scale, 0, limit)
+        return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in restored]
+
+
+def _samples(size: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    position = np.arange(new, dtype=np.float32) * np.float32((size - 1) / (new - 1) if new > 1 else 0)
+    first = np.minimum(position.astype(np.intp), size - 1)
+    return first, np.minimum(first + 1, size - 1), position - first.astype(np.float32)
+
+
+def _lerp(
+    rows: NDArray[np.uint8], x0: NDArray[np.intp], x1: NDArray[np.intp], fraction: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    left = rows[:, x0].astype(np.float32)
+    left += (rows[:, x1].astype(np.float32) - left) * fraction[None, :, None]
+    return left

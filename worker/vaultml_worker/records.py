@@ -1,0 +1,174 @@
+"""The data that passes between the parts, one way: event → recording → frames → detections → tracks → result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels of the recording's own (upright) frame."""
+
+
+class Cause(StrEnum):
+    """Why a recording could not be processed: the `vaultml-cause` of a dead letter."""
+
+    BAD_EVENT = "bad-event"
+    NO_VAULT = "no-vault"
+    NOT_FOUND = "not-found"
+    REFUSED = "refused"
+    UNAUTHORIZED = "unauthorized"
+    UNAVAILABLE = "unavailable"
+    TOO_LARGE = "too-large"
+    TOO_SLOW = "too-slow"
+    ENCRYPTED = "encrypted"
+    EMPTY = "empty"
+    NOT_A_VIDEO = "not-a-video"
+    NO_VIDEO_STREAM = "no-video-stream"
+    NO_FRAMES = "no-frames"
+    TOO_MANY_PIXELS = "too-many-pixels"
+    DECODER_CRASHED = "decoder-crashed"
+    DECODER_TIMEOUT = "decoder-timeout"
+    DECODER_MEMORY = "decoder-memory"
+    RESULT_TOO_LARGE = "result-too-large"
+    INTERNAL = "internal"
+
+
+class Failure(Exception):  # noqa: N818 - its two kinds below say what to do, not that something is wrong
+    """Something that keeps a recording from its result; `message` is one sentence without secrets."""
+
+    def __init__(self, cause: Cause, message: str) -> None:
+        super().__init__(cause, message)
+        self.cause = cause
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.message}"
+
+
+class PermanentFailure(Failure):
+    """Trying again would fail again: the event goes to the dead-letter topic."""
+
+
+class RetryableFailure(Failure):
+    """Trying again may work: the event holds its place."""
+
+
+class InvalidInput(ValueError):  # noqa: N818 - an input, not a program error
+    """A model, a setting or a file named by the user is wrong; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaultAccess:
+    """Where a Vault is and how to sign in. Its repr shows no keys."""
+
+    url: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingName:
+    """What an Agent writes into a recording's file name.
+
+    `timestamp` is in seconds since the epoch, `region` is (x1, y1, x2, y2) in pixels or None,
+    `last` is a token in old names and the duration in ms in new ones.
+    """
+
+    timestamp: float
+    camera: str
+    region: tuple[int, int, int, int] | None
+    changes: int
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as Vault publishes it.
+
+    `document` is the JSON object in its own order; `key` and `source` name the recording in its Vault;
+    `access` overrides the worker's own Vault for this recording; `file_size` is in bytes.
+    """
+
+    document: Mapping[str, Any] = field(repr=False)
+    key: str
+    source: str
+    camera: str | None = None
+    timestamp: float | None = None
+    file_size: int | None = None
+    access: VaultAccess | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One sampled frame: `pixels` uint8 RGB (height, width, 3) of network size, `timestamp` in ms from the start."""
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    timestamp: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The frames taken from one recording.
+
+    `asked` frames were wanted; `width`, `height` (pixels) are those of the upright recording, `duration` is in ms.
+    `truncated`: the file ends too early; `corrupt`: something in it could not be decoded.
+    """
+
+    frames: tuple[Frame, ...]
+    asked: int
+    width: int
+    height: int
+    duration: float
+    truncated: bool = False
+    corrupt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One labelled box in one frame; `probability` 0..1, `box` in pixels of the recording."""
+
+    label: str
+    probability: float
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A track seen in the sampled frame number `frame` (from 0)."""
+
+    frame: int
+    detection: Detection
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One object through the sampled frames.
+
+    `distance`: pixels between the box centres of its farthest two sightings; `static`: it stayed below MOVE_DISTANCE.
+    """
+
+    id: int
+    label: str
+    distance: float
+    static: bool
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A network ready for any engine.
+
+    `onnx`: the serialized graph (contract in docs/models.md); `sha256`: digest of what the user gave (weights or ONNX);
+    `width`, `height`: network input in pixels; `table`: Darknet's layer table, empty for a foreign ONNX.
+    """
+
+    name: str
+    sha256: str
+    onnx: bytes = field(repr=False)
+    width: int
+    height: int
+    labels: tuple[str, ...] = field(repr=False)
+    table: str = field(default="", repr=False)

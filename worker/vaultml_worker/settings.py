@@ -1,0 +1,242 @@
+"""The worker's environment: every variable, its default, meaning and secrecy, in one model."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from vaultml_worker.records import InvalidInput, VaultAccess
+
+_LATER = {"forwarding_media", "forwarding_metadata", "remove_after_processed"}
+
+
+class Settings(BaseSettings):
+    """hub-ml's variables with their fixed names, and ours. An empty value counts as absent."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, hide_input_in_errors=True, extra="ignore")
+
+    queue_system: Literal["KAFKA"] = Field(default="KAFKA", description="The kind of queue.")
+    queue_name: str = Field(description="Topic that the events are read from.")
+    queue_target: str = Field(default="", description="Topic that the results go to; empty publishes nothing.")
+
+    kafka_broker: Annotated[tuple[str, ...], NoDecode] = Field(description="Brokers, `host:port`, comma-separated.")
+    kafka_group: str = Field(description="Consumer group.")
+    kafka_security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL"] = Field(
+        default="PLAINTEXT", description="How to talk to the brokers."
+    )
+    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="SASL mechanism."
+    )
+    kafka_username: str = Field(default="", description="SASL user.")
+    kafka_password: SecretStr = Field(default=SecretStr(""), description="SASL password.")
+    kafka_ssl_ca: Path | None = Field(
+        default=None, description="File with the CA that signed the brokers' certificate."
+    )
+    kafka_ssl_cert: Path | None = Field(default=None, description="File with our client certificate.")
+    kafka_ssl_key: Path | None = Field(default=None, description="File with our client key.")
+    kafka_offset_reset: Literal["earliest", "latest"] = Field(
+        default="earliest", description="Where a group without commits begins."
+    )
+
+    vault_api_url: str = Field(
+        default="", description="Vault's address, with `/api` for newer Vaults. Absent: each event brings its own."
+    )
+    vault_access_key: SecretStr = Field(default=SecretStr(""), description="Vault access key.")
+    vault_secret_key: SecretStr = Field(default=SecretStr(""), description="Vault secret key.")
+    vault_download: Literal["blob", "signed-url"] = Field(
+        default="blob", description="`blob`: through Vault. `signed-url`: straight from its storage provider."
+    )
+
+    number_of_predictions: int = Field(
+        default=5, ge=1, le=1000, description="Frames looked at per recording, spread evenly over its duration."
+    )
+    move_distance: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Pixels that an object's box centre must travel to count as moving; 0: everything counts.",
+    )
+    forwarding_media: bool = Field(default=False, description="Not there yet: only `false` is accepted.")
+    forwarding_metadata: bool = Field(default=False, description="Not there yet: only `false` is accepted.")
+    forwarding_object_threshold: int = Field(default=1, ge=0, description="Accepted; has no effect without forwarding.")
+    remove_after_processed: bool = Field(default=False, description="Not there yet: only `false` is accepted.")
+
+    model: Path | None = Field(
+        default=None, description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own model, else YOLOv3-tiny."
+    )
+    model_weights: Path | None = Field(
+        default=None, description="Darknet weights; absent: the file beside the `.cfg` that ends in `.weights`."
+    )
+    model_names: Path | None = Field(
+        default=None,
+        description="Labels, one a line; absent: the file beside the model that ends in `.names`, else COCO.",
+    )
+    engine: Literal["auto", "onnxruntime"] = Field(default="auto", description="What runs the network.")
+    detection_threshold: float = Field(default=0.5, gt=0, lt=1, description="Least probability of a detection.")
+    detection_classes: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Labels to report, comma-separated; empty: all."
+    )
+
+    recordings_in_flight: int = Field(default=4, ge=1, le=256, description="Recordings in work at the same time.")
+    recording_max_bytes: int = Field(default=256 << 20, ge=1, description="Largest recording, in bytes.")
+    recording_max_pixels: int = Field(default=40_000_000, ge=1, description="Largest frame, in pixels.")
+    recording_max_frames: int = Field(default=200_000, ge=1, description="Most frames in one recording.")
+    decoder_seconds: float = Field(default=60, gt=0, description="Time that decoding one recording may take.")
+    decoder_bytes: int = Field(
+        default=2 << 30, ge=256 << 20, description="Memory that one decoder process may use, in bytes."
+    )
+
+    http_host: str = Field(default="0.0.0.0", description="Address of health, readiness and metrics.")  # noqa: S104 - probes come from outside the pod
+    http_port: int = Field(default=8080, ge=0, le=65535, description="Its port; 0 picks a free one.")
+    log_format: Literal["console", "json"] = Field(default="console", description="How the log is written.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged.")
+
+    @field_validator("kafka_broker", "detection_classes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("kafka_broker")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise PydanticCustomError("missing", "names no broker: give host:port, comma-separated")
+        return value
+
+    @field_validator("queue_system", "kafka_security", "kafka_mechanism", "log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator(*sorted(_LATER))
+    @classmethod
+    def _not_yet(cls, value: bool) -> bool:
+        if value:
+            raise PydanticCustomError("later", "true is not supported by this version yet: set it to false")
+        return value
+
+    @field_validator("queue_name")
+    @classmethod
+    def _no_hub(cls, value: str) -> str:
+        if value.startswith("kcloud-"):
+            raise PydanticCustomError("later", "a Hub queue (kcloud-…) is not supported by this version yet")
+        return value
+
+    @field_validator("vault_api_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            good = not value or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+            plain = not (parts.username or parts.password)
+        except ValueError:
+            good = plain = False
+        if not (good and plain):
+            raise PydanticCustomError(
+                "address", "must look like http://vault-lb.kerberos-vault/api, without user or password"
+            )
+        return value
+
+    @field_validator("kafka_ssl_ca", "kafka_ssl_cert", "kafka_ssl_key", "model", "model_weights", "model_names")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise PydanticCustomError("file", "no such file: {path}", {"path": str(value)})
+        return value
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "Settings":
+        wrong = []
+        if self.kafka_security.startswith("SASL"):
+            wrong += [
+                f"{name.upper()}: needed with KAFKA_SECURITY={self.kafka_security}"
+                for name, value in (("kafka_username", self.kafka_username), ("kafka_password", self.kafka_password))
+                if not (value if isinstance(value, str) else value.get_secret_value())
+            ]
+        vault = {
+            "VAULT_API_URL": self.vault_api_url,
+            "VAULT_ACCESS_KEY": self.vault_access_key.get_secret_value(),
+            "VAULT_SECRET_KEY": self.vault_secret_key.get_secret_value(),
+        }
+        if any(vault.values()) and not all(vault.values()):
+            wrong += [f"{name}: give all three VAULT_ variables or none" for name, value in vault.items() if not value]
+        if bool(self.kafka_ssl_cert) != bool(self.kafka_ssl_key):
+            wrong.append("KAFKA_SSL_CERT, KAFKA_SSL_KEY: one needs the other")
+        if self.queue_target and self.queue_target == self.queue_name:
+            wrong.append("QUEUE_TARGET: must differ from QUEUE_NAME, or each result is taken for a new event")
+        if wrong:
+            raise PydanticCustomError("together", "{problems}", {"problems": "\n  ".join(wrong)})
+        return self
+
+    @property
+    def dead_letter_target(self) -> str:
+        """Topic for events that can't be processed."""
+        return f"{self.queue_target or self.queue_name}.dlq"
+
+    @property
+    def vault(self) -> VaultAccess | None:
+        """The worker's own Vault, or None when each event brings its own."""
+        if not self.vault_api_url:
+            return None
+        return VaultAccess(
+            self.vault_api_url, self.vault_access_key.get_secret_value(), self.vault_secret_key.get_secret_value()
+        )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secret values, for masking them in the log."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr) and v.get_secret_value())
+
+
+def load() -> Settings:
+    """Read the environment. Raises InvalidInput with one message that names every wrong or missing variable."""
+    try:
+        return Settings()  # type: ignore[call-arg]  # the environment gives the rest
+    except ValidationError as error:
+        wrong = {str(item["loc"][0]): item for item in error.errors(include_url=False) if item["loc"]}
+        lines = [f"{name.upper()}: {_sentence(item['type'], item['msg'])}" for name, item in wrong.items()]
+        conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
+    if wrong:
+        # pydantic looks at conflicts between variables only once each is right: ask again with stand-ins for the wrong.
+        fields = Settings.model_fields
+        stand_ins: dict[str, Any] = {
+            name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong
+        }
+        try:
+            Settings(**stand_ins)
+        except ValidationError as error:
+            conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
+    lines += [
+        line
+        for conflict in conflicts
+        for line in conflict.split("\n  ")
+        if not any(name.upper() in line.partition(":")[0] for name in wrong)
+    ]
+    raise InvalidInput("wrong settings:\n  " + "\n  ".join(lines))
+
+
+def _sentence(kind: str, message: str) -> str:
+    return "missing: set it" if kind == "missing" and message == "Field required" else message[:1].lower() + message[1:]
+
+
+def reference() -> str:
+    """The variables as a Markdown table."""
+    rows = ["| variable | default | secret | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        secret = field.annotation is SecretStr
+        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+        shown = "**required**" if field.is_required() else f"`{_text(default)}`" if _text(default) else ""
+        choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
+        meaning = (field.description or "") + (f" One of {', '.join(f'`{c}`' for c in choices)}." if choices else "")
+        rows.append(f"| `{name.upper()}` | {shown} | {'yes' if secret else ''} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value in (None, ()) else str(value)

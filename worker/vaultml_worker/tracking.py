@@ -1,0 +1,137 @@
+"""Which detections in the sampled frames are the same object, and which objects move.
+
+Frames lie a second or more apart, so boxes of one object often don't overlap: trackers that match by overlap fail.
+Matching is by how far a box centre would have travelled in box sizes per second, by box size and by label.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from vaultml_worker.records import Box, Detection, Sighting, Track
+
+SPEED = 1.5
+"""Fastest believable travel, in box sizes (root of the area) per second."""
+_REACH = 4.0
+"""… but never further than this many box sizes between two sightings."""
+_JITTER = 0.3
+"""What a detector's boxes wobble by between frames, in box sizes, whatever the time between them."""
+_RATIO = 2.0
+"""Largest believable change of width or height between two sightings."""
+_OTHER_LABEL = 0.6
+"""Cost of a change of label: only for something that stays nearly where it was."""
+_SAME_BOX = 0.6
+"""Boxes of different labels in one frame that overlap more than this are one object with two names."""
+
+
+def track(
+    frames: Sequence[Sequence[Detection]], timestamps: Sequence[float], *, move_distance: float
+) -> tuple[Track, ...]:
+    """Tracks through `frames` (detections by frame) seen at `timestamps` (ms), in order of first sighting.
+
+    A track is static when its distance is below `move_distance` (pixels of the recording); see Track.
+    """
+    trails: list[list[Sighting]] = []
+    for index, detections in enumerate(frames):
+        objects = _merge(detections)
+        pairs = _match(trails, objects, index, timestamps)
+        for place, detection in enumerate(objects):
+            sighting = Sighting(index, detection)
+            trail = pairs.get(place)
+            if trail is None:
+                trails.append([sighting])
+            else:
+                trails[trail].append(sighting)
+    return tuple(_finish(number, trail, move_distance) for number, trail in enumerate(trails, 1))
+
+
+def centre(box: Box) -> tuple[float, float]:
+    """The middle of a box, in its pixels."""
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _finish(number: int, trail: Sequence[Sighting], move_distance: float) -> Track:
+    label = Counter(sighting.detection.label for sighting in trail).most_common(1)[0][0]
+    centres = [centre(sighting.detection.box) for sighting in trail]
+    # The farthest two sightings: neither a box that jitters nor a way that loops back hides or fakes a movement.
+    distance = max((math.dist(a, b) for i, a in enumerate(centres) for b in centres[:i]), default=0.0)
+    return Track(number, label, distance, distance < move_distance, tuple(trail))
+
+
+def _merge(detections: Sequence[Detection]) -> list[Detection]:
+    """One detection per object: a box may carry several labels (car and truck), of which the surest stays."""
+    objects: list[Detection] = []
+    for detection in sorted(detections, key=lambda item: -item.probability):
+        if all(other.label == detection.label or _overlap(other.box, detection.box) < _SAME_BOX for other in objects):
+            objects.append(detection)
+    return objects
+
+
+@dataclass(frozen=True, slots=True)
+class _Trail:
+    """What is known of a track before a new frame: last box, labels so far, and a guess where it is now."""
+
+    box: Box
+    labels: frozenset[str]
+    guess: tuple[float, float]
+    elapsed: float
+
+
+def _match(
+    trails: Sequence[Sequence[Sighting]], objects: Sequence[Detection], index: int, timestamps: Sequence[float]
+) -> dict[int, int]:
+    """Object number → trail number, at the least total cost."""
+    if not trails or not objects:
+        return {}
+    known = [_summary(trail, index, timestamps) for trail in trails]
+    cost = np.array([[_cost(trail, item) for trail in known] for item in objects])
+    rows, columns = linear_sum_assignment(np.where(np.isfinite(cost), cost, 1e6))
+    return {int(row): int(column) for row, column in zip(rows, columns, strict=True) if np.isfinite(cost[row, column])}
+
+
+def _summary(trail: Sequence[Sighting], index: int, timestamps: Sequence[float]) -> _Trail:
+    last = trail[-1]
+    elapsed = max(0.04, (timestamps[index] - timestamps[last.frame]) / 1000)
+    guess = here = centre(last.detection.box)
+    if len(trail) > 1:
+        before = trail[-2]
+        there = centre(before.detection.box)
+        seconds = max(0.04, (timestamps[last.frame] - timestamps[before.frame]) / 1000)
+        guess = (
+            here[0] + (here[0] - there[0]) / seconds * elapsed,
+            here[1] + (here[1] - there[1]) / seconds * elapsed,
+        )
+    return _Trail(last.detection.box, frozenset(item.detection.label for item in trail), guess, elapsed)
+
+
+def _cost(trail: _Trail, detection: Detection) -> float:
+    """How unlikely it is that the detection continues the trail; infinite when it can't."""
+    (width, height), (new_width, new_height) = _size(trail.box), _size(detection.box)
+    ratio = max(width / new_width, new_width / width, height / new_height, new_height / height)
+    size = math.sqrt(math.sqrt(width * height * new_width * new_height))
+    here = centre(detection.box)
+    travelled = math.dist(centre(trail.box), here) / size
+    allowed = min(_JITTER + SPEED * trail.elapsed, _REACH)
+    if ratio > _RATIO or travelled > allowed:
+        return math.inf
+    if detection.label not in trail.labels and travelled > _JITTER:
+        return math.inf
+    surprise = min(travelled, math.dist(trail.guess, here) / size + _JITTER / 2)
+    return surprise / allowed + 0.5 * math.log(ratio) + (0 if detection.label in trail.labels else _OTHER_LABEL)
+
+
+def _size(box: Box) -> tuple[float, float]:
+    return max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

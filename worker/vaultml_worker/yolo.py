@@ -1,0 +1,67 @@
+"""From a network's candidates to detections: threshold, non-maximum suppression per class, labels."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaultml_worker.letterbox import Letterbox
+from vaultml_worker.records import Detection
+
+IOU = 0.45
+"""Boxes of one class that overlap more than this are the same object, as in Darknet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a network says of one frame.
+
+    `boxes` float32 (n, 4): x1, y1, x2, y2 in network pixels; `scores` float32 (n,): 0..1; `classes` integer (n,).
+    """
+
+    boxes: NDArray[np.float32] = field(repr=False)
+    scores: NDArray[np.float32] = field(repr=False)
+    classes: NDArray[np.integer] = field(repr=False)
+
+
+def detections(
+    candidates: Candidates,
+    *,
+    labels: Sequence[str],
+    letterbox: Letterbox,
+    threshold: float,
+    wanted: Collection[str] = (),
+) -> tuple[Detection, ...]:
+    """Detections above `threshold`, best first, boxes in pixels of the recording; `wanted` empty = every label."""
+    chosen = candidates.scores > threshold
+    boxes, scores, classes = candidates.boxes[chosen], candidates.scores[chosen], candidates.classes[chosen]
+    if wanted:
+        named = np.array([labels[index] in wanted for index in classes], dtype=bool)
+        boxes, scores, classes = boxes[named], scores[named], classes[named]
+    kept = suppress(boxes, scores, classes)
+    restored = letterbox.restore(boxes[kept])
+    return tuple(
+        Detection(labels[int(classes[index])], float(scores[index]), box)
+        for index, box in zip(kept, restored, strict=True)
+        if box[2] > box[0] and box[3] > box[1]
+    )
+
+
+def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Indexes of the boxes that stay after non-maximum suppression within each class, best score first."""
+    order = np.argsort(-scores, kind="stable")
+    # Boxes of different classes are moved so far apart that they can't overlap: one pass serves all classes.
+    apart = boxes.astype(np.float64) + classes[:, None].astype(np.float64) * (
+        2 * float(np.abs(boxes).max(initial=0)) + 1
+    )
+    area = np.prod(apart[:, 2:] - apart[:, :2], axis=1)
+    kept: list[int] = []
+    while order.size:
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        low = np.maximum(apart[best, :2], apart[order, :2])
+        high = np.minimum(apart[best, 2:], apart[order, 2:])
+        shared = np.prod(np.clip(high - low, 0, None), axis=1)
+        order = order[shared <= IOU * (area[best] + area[order] - shared)]
+    return np.array(kept, dtype=np.intp)
