@@ -1,2 +1,320 @@
+"""The command `vaultml`."""
+
+import enum
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vaultml_worker import __version__, settings
+from vaultml_worker.records import Failure, InvalidInput
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Turns stored camera recordings into detections.",
+)
+model_cli = typer.Typer(no_args_is_help=True, help="Models: look at, export, fetch.")
+dev_cli = typer.Typer(no_args_is_help=True, help="Stand-ins for development: Vault, broker, Agent, and the demo.")
+cli.add_typer(model_cli, name="model")
+cli.add_typer(dev_cli, name="dev")
+
+
+class PrecisionChoice(enum.StrEnum):
+    """Precision of an exported network."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
 def main() -> None:
-    print("x")
+    """Run the command; what the user can mend is one line and exit code 2."""
+    try:
+        cli()
+    except (InvalidInput, Failure) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"vaultml: {message}", err=True)
+    sys.exit(2)
+
+
+@cli.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"vaultml {__version__}")
+        raise typer.Exit
+
+
+def _variables() -> str:
+    lines = ["It is set up by environment variables:", ""]
+    for name, default, secret, meaning in settings.variables():
+        shown = "required" if default is None else f"default {default}" if default else "empty by default"
+        lines.append(f"{name} ({shown}{', secret' if secret else ''}): {meaning}\n")
+    return "\n\n".join(lines)
+
+
+@cli.command(epilog=_variables())
+def worker() -> None:
+    """Consume events, look at their recordings, publish results, until SIGTERM."""
+    from vaultml_worker import app
+
+    app.run(settings.load())
+
+
+@cli.command()
+def detect(
+    files: Annotated[list[Path], typer.Argument(help="Videos and pictures.", metavar="FILE…")],
+    out: Annotated[Path, typer.Option(help="Folder for the annotated files and the JSON.")],
+    model: Annotated[Path | None, typer.Option(help="Darknet .cfg or .onnx; default: YOLOv3-tiny.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Darknet weights.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Labels, one a line.")] = None,
+    frames: Annotated[str, typer.Option(help="Frames to look at, spread evenly; or 'all'.")] = "5",
+    threshold: Annotated[float, typer.Option(help="Least probability, between 0 and 1.")] = 0.5,
+    move_distance: Annotated[float, typer.Option(min=0, help="Pixels to travel to count as moving.")] = 50,
+) -> None:
+    """Detect and track objects in files: writes DIR/<stem>.json and an annotated DIR/<stem>.mp4 or .jpg."""
+    from vaultml_worker import detect as detect_
+
+    if frames != "all" and not (frames.isascii() and frames.isdecimal() and 1 <= int(frames) <= 1000):
+        raise InvalidInput(f"--frames {frames}: give a number from 1 to 1000, or all")
+    if not 0 < threshold < 1:
+        raise InvalidInput(f"--threshold {threshold}: must lie between 0 and 1")
+    targets = detect_.outputs(files, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"--out {out}: can't be made: {error.strerror}") from None
+    bad = 0
+    with _detecting(model, weights, names, 5 if frames == "all" else int(frames), threshold, move_distance) as parts:
+        with _progress() as progress:
+            for path in files:
+                task = progress.add_task(path.name, total=1.0)
+                try:
+                    vaultml = detect_.run(
+                        path,
+                        targets[path],
+                        *parts,
+                        every_frame=frames == "all",
+                        progress=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
+                    )
+                    progress.console.print(f"{path}: {_summary(vaultml)}", highlight=False, soft_wrap=True)
+                except (Failure, InvalidInput, OSError) as error:
+                    bad += 1
+                    progress.remove_task(task)
+                    progress.console.print(f"{path}: {error}", style="red", highlight=False, soft_wrap=True)
+    if bad:
+        _fail(f"{bad} of {len(files)} files could not be processed")
+
+
+def _summary(vaultml: dict[str, Any]) -> str:
+    from vaultml_worker import app
+
+    return app.summary(vaultml)
+
+
+@contextmanager
+def _detecting(
+    path: Path | None, weights: Path | None, names: Path | None, frames: int, threshold: float, move_distance: float
+) -> Iterator[tuple[Any, Any]]:
+    """A detector and decoders, given back at the end."""
+    from vaultml_worker import engines, fetch
+    from vaultml_worker import model as models
+    from vaultml_worker.decoders import Decoders
+    from vaultml_worker.engines.onnx import cpus
+    from vaultml_worker.pipeline import Detector, Options
+
+    if path is None and not models.default_installed():
+        fetch.model("yolov3-tiny")
+    loaded = models.load(path, weights, names)
+    for warning in models.warnings(loaded, path):
+        typer.echo(f"vaultml: {warning}", err=True)
+    engine = engines.create("auto", loaded)
+    decoders = Decoders(processes=cpus(), seconds=600, memory=4 << 30)
+    try:
+        yield Detector(engine, loaded, Options(frames, threshold, (), move_distance)), decoders
+    finally:
+        decoders.close()
+        engine.close()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@model_cli.command("table")
+def model_table(cfg: Annotated[Path, typer.Argument(help="Darknet .cfg")]) -> None:
+    """Print the layer table exactly as Darknet does."""
+    from vaultml_worker import darknet
+
+    sys.stdout.write(darknet.layer_table(darknet.read_cfg(cfg)))
+
+
+@model_cli.command("export")
+def model_export(
+    cfg: Annotated[Path, typer.Argument(help="Darknet .cfg")],
+    weights: Annotated[Path, typer.Argument(help="Darknet weights")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")],
+    precision: Annotated[PrecisionChoice, typer.Option(help="Precision of the convolutions.")] = PrecisionChoice.FP32,
+    names: Annotated[Path | None, typer.Option(help="Labels, one a line.")] = None,
+) -> None:
+    """Write a Darknet network as one ONNX graph with decoding and top-K in it."""
+    from vaultml_worker import model
+
+    loaded = model.load(cfg, weights, names, precision=precision.value)
+    try:
+        output.write_bytes(loaded.onnx)
+    except OSError as error:
+        raise InvalidInput(f"{output}: can't be written: {error.strerror}") from None
+
+
+@model_cli.command("fetch")
+def model_fetch(name: Annotated[str, typer.Argument(help="yolov3-tiny or yolov3")]) -> None:
+    """Fetch a published model, checked by digest, and print its folder."""
+    from vaultml_worker import fetch
+
+    with _progress() as progress:
+        task = progress.add_task(name, total=None)
+        folder = fetch.model(name, lambda done, total: progress.update(task, completed=done, total=total))
+    typer.echo(str(folder))
+
+
+@cli.command()
+def results(
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes.")] = False,
+    kafka: Annotated[str | None, typer.Option(help="Brokers; default: KAFKA_BROKER.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Result topic; default: QUEUE_TARGET.")] = None,
+) -> None:
+    """Print one readable line per result (committed ones only); KAFKA_… variables as for the worker."""
+    from vaultml_worker.queues import reader
+    from vaultml_worker.queues.kafka import client_settings
+
+    given = {"kafka_broker": kafka, "queue_target": topic}
+    unused = {"queue_name": "unused", "kafka_group": "unused"}
+    loaded = settings.load(**unused, **{name: value for name, value in given.items() if value})
+    if not loaded.queue_target:
+        raise InvalidInput("QUEUE_TARGET: name the result topic, or give --topic")
+    stop = _stop_on_signal()
+    for body in reader.follow(client_settings(loaded), loaded.queue_target, stop, to_the_end=not follow):
+        if body is not None:
+            typer.echo(_result_line(body))
+
+
+def _result_line(body: bytes) -> str:
+    from vaultml_worker import events
+
+    try:
+        event = events.parse(body)
+        vaultml = event.document.get("vaultml")
+        moment = datetime.fromtimestamp(event.timestamp or 0, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        seen = _summary(vaultml) if isinstance(vaultml, dict) else json.dumps(event.document.get("data"))
+    except (Failure, KeyError, TypeError, AttributeError):
+        return f"not a result: {len(body)} bytes"
+    return f"{moment}  {event.camera or '-'}  {seen}  {event.key}"
+
+
+@dev_cli.command("vault")
+def dev_vault(
+    directory: Annotated[Path, typer.Option("--dir", help="Folder that holds the recordings.")],
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one.")] = 8081,
+    access_key: Annotated[str, typer.Option()] = "dev-access",
+    secret_key: Annotated[str, typer.Option()] = "dev-secret",
+    provider: Annotated[str, typer.Option(help="The provider that the account is bound to.")] = "local",
+    kafka: Annotated[str | None, typer.Option(help="Brokers to publish an event per stored recording to.")] = None,
+    topic: Annotated[str, typer.Option(help="Topic of the events.")] = "ml-queue",
+) -> None:
+    """A file-backed Kerberos Vault, with and without /api."""
+    from vaultml_worker.dev import vault
+
+    account = vault.Account(access_key, secret_key, provider)
+    publish = vault.publisher(kafka, topic) if kafka else None
+    try:
+        server = vault.VaultServer(vault.application(directory, account, publish), host, port)
+    except OSError as error:
+        raise InvalidInput(f"can't listen on {host}:{port}: {error.strerror}") from None
+    typer.echo(f"Vault: {server.url}/api")
+    _until_signal(server.close)
+
+
+@dev_cli.command("broker")
+def dev_broker(port: Annotated[int, typer.Option(help="0: a free one.")] = 0) -> None:
+    """An embedded Kafka broker for this machine: nothing on disk, no login, no transactions."""
+    from vaultml_worker.dev.broker import EmbeddedBroker
+
+    try:
+        broker = EmbeddedBroker(port)
+    except OSError as error:
+        raise InvalidInput(f"can't listen on port {port}: {error.strerror}") from None
+    typer.echo(f"Broker: {broker.address}")
+    _until_signal(broker.close)
+
+
+@dev_cli.command("agent")
+def dev_agent(
+    vault: Annotated[str, typer.Option(help="Address of the Vault, with or without /api.")],
+    footage: Annotated[Path, typer.Option(help="Video to cut recordings from.")],
+    access_key: Annotated[str, typer.Option()] = "dev-access",
+    secret_key: Annotated[str, typer.Option()] = "dev-secret",
+    provider: Annotated[str, typer.Option()] = "local",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a recording.")] = 8,
+    cameras: Annotated[int, typer.Option(min=1, help="Cameras that take turns.")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Recordings a second; 0: at once.")] = 0,
+) -> None:
+    """Cut footage into recordings and upload them as a Kerberos Agent does."""
+    from vaultml_worker.dev import agent
+    from vaultml_worker.records import VaultAccess
+
+    access = VaultAccess(vault, access_key, secret_key)
+    stop = _stop_on_signal()
+    for key in agent.upload(access, provider, footage, seconds=seconds, cameras=cameras, rate=rate, stop=stop):
+        typer.echo(key)
+
+
+@dev_cli.command("demo")
+def dev_demo(out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo-output")) -> None:
+    """Cameras, Vault, broker and worker on this machine; FOOTAGE=file.mp4 uses your own footage."""
+    from vaultml_worker.dev import demo
+
+    if not demo.run(out, os.environ.get("FOOTAGE")):
+        sys.exit(1)
+
+
+@cli.command(hidden=True)
+def variables() -> None:
+    """Print docs/variables.md."""
+    sys.stdout.write(settings.reference())
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _until_signal(close: Callable[[], None]) -> None:
+    _stop_on_signal().wait()
+    close()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ import onnx
 from vaultml_worker import darknet, fetch, onnx_graph
 from vaultml_worker.records import InvalidInput, Model
 
-BAKED_IN = Path("/opt/vaultml/model")
-"""Where an image may carry its own model: model.cfg + model.weights, or model.onnx, and model.names."""
+# Where an image may carry its own model, with model.weights and model.names beside it.
+_BAKED_IN = (Path("/opt/vaultml/model/model.cfg"), Path("/opt/vaultml/model/model.onnx"))
 
 
 def load(
@@ -42,8 +42,13 @@ def coco() -> tuple[str, ...]:
     return tuple(files(__package__).joinpath("data/coco.names").read_text().split("\n")[:80])
 
 
+def default_installed() -> bool:
+    """Whether `load()` without a path finds a model."""
+    return any(path.is_file() for path in _BAKED_IN) or fetch.installed("yolov3-tiny") is not None
+
+
 def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | None, Path | None]:
-    for path in (BAKED_IN / "model.cfg", BAKED_IN / "model.onnx"):
+    for path in _BAKED_IN:
         if path.is_file():
             return path, weights, names
     tiny = fetch.installed("yolov3-tiny")

@@ -1,7 +1,8 @@
 """The worker's environment: every variable, its default, meaning and secrecy, in one model."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -192,10 +193,10 @@ class Settings(BaseSettings):
         return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr) and v.get_secret_value())
 
 
-def load() -> Settings:
-    """Read the environment. Raises InvalidInput with one message that names every wrong or missing variable."""
+def load(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` go before it. Raises InvalidInput with one message that names every wrong or missing variable."""
     try:
-        return Settings()  # type: ignore[call-arg]  # the environment gives the rest
+        return Settings(**overrides)
     except ValidationError as error:
         wrong = {str(item["loc"][0]): item for item in error.errors(include_url=False) if item["loc"]}
         lines = [f"{name.upper()}: {_sentence(item['type'], item['msg'])}" for name, item in wrong.items()]
@@ -207,7 +208,7 @@ def load() -> Settings:
             name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong
         }
         try:
-            Settings(**stand_ins)
+            Settings(**overrides | stand_ins)
         except ValidationError as error:
             conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
     lines += [
@@ -223,16 +224,28 @@ def _sentence(kind: str, message: str) -> str:
     return "missing: set it" if kind == "missing" and message == "Field required" else message[:1].lower() + message[1:]
 
 
-def reference() -> str:
-    """The variables as a Markdown table."""
-    rows = ["| variable | default | secret | meaning |", "| --- | --- | --- | --- |"]
+def variables() -> Iterator[tuple[str, str | None, bool, str]]:
+    """Each variable: name, default as it would be written (None: required), whether it is secret, meaning."""
     for name, field in Settings.model_fields.items():
-        secret = field.annotation is SecretStr
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        shown = "**required**" if field.is_required() else f"`{_text(default)}`" if _text(default) else ""
-        choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
-        meaning = (field.description or "") + (f" One of {', '.join(f'`{c}`' for c in choices)}." if choices else "")
-        rows.append(f"| `{name.upper()}` | {shown} | {'yes' if secret else ''} | {meaning} |")
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        meaning = (field.description or "") + (f" One of {', '.join(choices)}." if choices else "")
+        yield name.upper(), None if field.is_required() else _text(default), field.annotation is SecretStr, meaning
+
+
+def reference() -> str:
+    """docs/variables.md: the variables as a Markdown table."""
+    rows = [
+        "# The worker's environment variables",
+        "",
+        "Written by `make docs` from `worker/vaultml_worker/settings.py`. An empty value counts as absent.",
+        "",
+        "| variable | default | secret | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, default, secret, meaning in variables():
+        shown = "**required**" if default is None else f"`{default}`" if default else ""
+        rows.append(f"| `{name}` | {shown} | {'yes' if secret else ''} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 

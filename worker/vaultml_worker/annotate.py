@@ -1,0 +1,155 @@
+"""Drawing a result onto its recording. Decodes, so it runs in decoder processes (decoders.py)."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import cycle
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import cv2
+import numpy as np
+from av.video.stream import VideoStream
+
+from vaultml_worker import video
+from vaultml_worker.tracking import centre
+
+_STATIC = (190, 190, 190)
+_MOVING = (
+    (255, 90, 60),
+    (60, 200, 90),
+    (70, 140, 255),
+    (255, 200, 40),
+    (220, 90, 230),
+    (50, 210, 220),
+    (255, 140, 170),
+)
+_LINGER_MS = 500.0
+"""An object stays drawn this long before its first and after its last sighting, at most half a sample spacing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trail:
+    """A track by time: `times` in ms, `boxes` in pixels of the recording."""
+
+    name: str
+    static: bool
+    colour: tuple[int, int, int]
+    times: Sequence[float]
+    boxes: Sequence[tuple[float, ...]]
+
+    def at(self, time: float, linger: float) -> tuple[float, ...] | None:
+        """The box at `time`, between two sightings in proportion; None when it wasn't there."""
+        if not self.times[0] - linger <= time <= self.times[-1] + linger:
+            return None
+        after = bisect_right(self.times, time)
+        if after in (0, len(self.times)):
+            return self.boxes[min(after, len(self.boxes) - 1)]
+        start, end = self.times[after - 1], self.times[after]
+        part = (time - start) / (end - start)
+        return tuple(a + (b - a) * part for a, b in zip(self.boxes[after - 1], self.boxes[after], strict=True))
+
+
+def video_file(data: bytes, vaultml: Mapping[str, Any], target: str, limits: video.Limits) -> None:
+    """Write the whole recording to `target` (mp4, H.264, plays in a browser) with the result's tracks drawn in."""
+    trails, linger = _trails(vaultml)
+    with av.open(target, "w", options={"movflags": "+faststart"}) as container:
+        stream: VideoStream | None = None
+        for time, picture in video.pictures(data, limits):
+            _draw(picture, trails, time, linger)
+            if stream is None:
+                stream = _stream(container, picture)
+            height, width = stream.height, stream.width
+            fitting = picture[:height, :width]
+            if fitting.shape[:2] != (height, width):
+                fitting = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(fitting), format="rgb24")
+            frame.pts, frame.time_base = round(time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode(None))
+
+
+def picture_file(data: bytes, vaultml: Mapping[str, Any], target: str, limits: video.Limits, time: float = 0.0) -> None:
+    """Write the frame nearest to `time` (ms) to `target` (jpg or png) with the result's tracks drawn in."""
+    trails, linger = _trails(vaultml)
+    nearest = min(_upto(video.pictures(data, limits), time), key=lambda item: abs(item[0] - time))
+    _draw(nearest[1], trails, nearest[0], linger)
+    if not cv2.imwrite(target, cv2.cvtColor(nearest[1], cv2.COLOR_RGB2BGR)):
+        raise OSError(f"{target} can't be written")
+
+
+def contact_sheet(pictures: Sequence[Path], target: Path, *, columns: int = 2, width: int = 480) -> None:
+    """Tile pictures, each `width` pixels wide, into one."""
+    tiles = [cv2.imread(str(path)) for path in pictures]
+    height = max(round(tile.shape[0] * width / tile.shape[1]) for tile in tiles if tile is not None)
+    fitted = [cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA) for tile in tiles if tile is not None]
+    blank = np.zeros((height, width, 3), np.uint8)
+    fitted += [blank] * (-len(fitted) % columns)
+    rows = [np.hstack(fitted[first : first + columns]) for first in range(0, len(fitted), columns)]
+    cv2.imwrite(str(target), np.vstack(rows))
+
+
+def _upto(frames: Iterator[tuple[float, video.Picture]], time: float) -> Iterator[tuple[float, video.Picture]]:
+    for item in frames:
+        yield item
+        if item[0] >= time:
+            return
+
+
+def _trails(vaultml: Mapping[str, Any]) -> tuple[list[_Trail], float]:
+    times = vaultml["frames"]["timestamps"]
+    trails: list[_Trail] = []
+    colours = cycle(_MOVING)
+    for item in vaultml["tracks"]:
+        sightings = item["boxes"]
+        best = max(sighting["probability"] for sighting in sightings)
+        trails.append(
+            _Trail(
+                name=f"{item['label']} {best:.0%}" + (" static" if item["static"] else ""),
+                static=item["static"],
+                colour=_STATIC if item["static"] else next(colours),
+                times=[times[sighting["frame"]] for sighting in sightings],
+                boxes=[tuple(sighting["box"]) for sighting in sightings],
+            )
+        )
+    spacing = vaultml["duration"] / max(1, vaultml["frames"]["decoded"])
+    return trails, min(_LINGER_MS, spacing / 2)
+
+
+def _stream(container: av.container.OutputContainer, picture: video.Picture) -> VideoStream:
+    stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23"})
+    height, width = picture.shape[:2]
+    # 4:2:0 wants even sides: the last odd row or column is cut off, or a lone one doubled.
+    stream.width, stream.height = max(2, width - width % 2), max(2, height - height % 2)
+    stream.pix_fmt = "yuv420p"
+    stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+    return stream
+
+
+def _draw(picture: video.Picture, trails: Sequence[_Trail], time: float, linger: float) -> None:
+    """Static objects thin and grey, moving ones thick and coloured with their way so far."""
+    scale = max(0.4, picture.shape[1] / 1600)
+    for trail in sorted(trails, key=lambda item: not item.static):
+        box = trail.at(time, linger)
+        if box is None:
+            continue
+        x1, y1, x2, y2 = (round(edge) for edge in box)
+        thickness = max(1, round(scale * (2.5 if trail.static else 4)))
+        cv2.rectangle(picture, (x1, y1), (x2, y2), trail.colour, thickness)
+        if not trail.static:
+            past = [centre(cast("Any", b)) for t, b in zip(trail.times, trail.boxes, strict=True) if t < time]
+            way = np.array([*past, centre(cast("Any", box))]).round().astype(np.int32)
+            cv2.polylines(picture, [way], isClosed=False, color=trail.colour, thickness=thickness)
+        _label(picture, trail, (x1, y1), scale)
+
+
+def _label(picture: video.Picture, trail: _Trail, corner: tuple[int, int], scale: float) -> None:
+    font, size, stroke = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, scale * 0.9), max(1, math.floor(scale * 1.5))
+    (width, height), base = cv2.getTextSize(trail.name, font, size, stroke)
+    x, y = max(0, min(corner[0], picture.shape[1] - width)), max(corner[1], height + base)
+    cv2.rectangle(picture, (x, y - height - base), (x + width, y), trail.colour, cv2.FILLED)
+    cv2.putText(picture, trail.name, (x, y - base // 2 - 1), font, size, (20, 20, 20), stroke, cv2.LINE_AA)

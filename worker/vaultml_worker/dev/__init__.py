@@ -1,0 +1,1 @@
+"""Stand-ins for development and the demo: an embedded broker, a file-backed Vault, an Agent that makes recordings."""

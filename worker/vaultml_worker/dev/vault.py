@@ -1,0 +1,224 @@
+"""A file-backed Kerberos Vault for development: the API that Agents and workers use, and an event per recording."""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from confluent_kafka import Producer
+from flask import Blueprint, Flask, Response, request
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from vaultml_worker.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
+
+DIRECTORY = "X-Kerberos-Storage-Directory"
+DEVICE = "X-Kerberos-Storage-Device"
+CAPTURE = "X-Kerberos-Storage-Capture"
+CLOUD_KEY = "X-Kerberos-Storage-CloudKey"
+DURATION = "X-Kerberos-Storage-Duration"
+FPS = "X-Kerberos-Storage-Fps"
+
+Publish = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who may use the Vault, and the one provider that the account is bound to."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    provider: str = "local"
+
+
+def publisher(brokers: str, topic: str) -> Publish:
+    """Publishes events to a Kafka topic, without a key, as Vault does."""
+    producer = Producer({"bootstrap.servers": brokers, "log_level": 2})
+
+    def publish(event: dict[str, Any]) -> None:
+        producer.produce(topic, json.dumps(event).encode())
+        producer.flush(10)
+
+    return publish
+
+
+def application(folder: Path, account: Account, publish: Publish | None = None) -> Flask:
+    """The Vault as a WSGI application; recordings lie in `folder`/<provider>/<key>."""
+    app = Flask(__name__)
+    signing = secrets.token_bytes(16)
+    api = Blueprint("api", __name__)
+
+    def refuse() -> Response | None:
+        given = request.headers.get(ACCESS_KEY), request.headers.get(SECRET_KEY)
+        if None in given:
+            return _error(400, "missing credentials")
+        if given != (account.access_key, account.secret_key):
+            # The real Vault's body echoes both keys: a client must never log it.
+            return _error(401, f"wrong access key {given[0]} or secret key {given[1]}")
+        if _view() != "ping" and request.headers.get(PROVIDER) != account.provider:
+            missing = PROVIDER not in request.headers
+            return _error(400 if missing else 401, "missing provider" if missing else "account not bound to provider")
+        return None
+
+    def stored() -> Path | Response:
+        key = request.headers.get(FILE_NAME, "")
+        path = _inside(folder / account.provider, key)
+        if path is None:
+            return _error(400, "missing or bad file name")
+        return path if path.is_file() else _error(404, "no such recording")
+
+    @api.before_request
+    def check() -> Response | None:
+        return None if _view() in ("health", "signed") else refuse()
+
+    @api.get("/health")
+    def health() -> Response:
+        return Response("ok")
+
+    @api.post("/ping")
+    def ping() -> Response:
+        return Response("pong")
+
+    @api.get("/storage/blob")
+    def blob() -> Response:
+        path = stored()
+        return path if isinstance(path, Response) else _recording(path)
+
+    @api.get("/storage")
+    def signed_url() -> Response:
+        path = stored()
+        if isinstance(path, Response):
+            return path
+        key, expires = request.headers[FILE_NAME], int(time.time()) + 3600
+        base = request.base_url.removesuffix("/storage")
+        signature = _sign(signing, key, expires)
+        url = f"{base}/signed/{quote(key)}?X-Amz-Expires={expires}&X-Amz-Signature={signature}"
+        return Response(json.dumps({"data": url}), mimetype="application/json")
+
+    @api.get("/signed/<path:key>")
+    def signed(key: str) -> Response:
+        expires = request.args.get("X-Amz-Expires", 0, int)
+        path = _inside(folder / account.provider, key)
+        good = hmac.compare_digest(request.args.get("X-Amz-Signature", ""), _sign(signing, key, expires))
+        if not good or expires < time.time() or path is None:
+            return _error(403, "signature does not match or has expired")
+        return _recording(path) if path.is_file() else _error(404, "no such recording")
+
+    @api.post("/storage")
+    def store() -> Response:
+        key = f"{request.headers.get(DIRECTORY, '')}/{request.headers.get(FILE_NAME, '')}"
+        path = _inside(folder / account.provider, key)
+        if path is None:
+            return _error(400, "missing or bad directory or file name")
+        body = request.get_data()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{secrets.token_hex(4)}")
+        scratch.write_bytes(body)
+        scratch.replace(path)
+        if publish is not None:
+            publish(_event(key, len(body), account.provider))
+        return Response("{}", mimetype="application/json")
+
+    @api.delete("/storage")
+    def remove() -> Response:
+        path = stored()
+        if isinstance(path, Response):
+            return path
+        path.unlink()
+        return Response("{}", mimetype="application/json")
+
+    @api.post("/storage/forward/media")
+    def forward() -> Response:
+        return _error(501, "this Vault can't forward")
+
+    app.register_blueprint(api)
+    app.register_blueprint(api, name="prefixed", url_prefix="/api")
+    return app
+
+
+class VaultServer:
+    """The application on a socket of this machine, served from threads; `url` is its address."""
+
+    def __init__(self, app: Flask, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._server: BaseWSGIServer = make_server(host, port, app, threaded=True, request_handler=_Silent)
+        self.url = f"http://{host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="vault", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Silent(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        """Log nothing: request lines hold signed URLs."""
+
+
+def _view() -> str:
+    """The name of the called function, whatever the prefix."""
+    return (request.endpoint or "").rpartition(".")[2]
+
+
+def _sign(signing: bytes, key: str, expires: int) -> str:
+    return hmac.new(signing, f"{expires} {key}".encode(), hashlib.sha256).hexdigest()
+
+
+def _recording(path: Path) -> Response:
+    return Response(path.read_bytes(), mimetype="video/mp4")
+
+
+def _error(status: int, message: str) -> Response:
+    return Response(json.dumps({"error": message}), status=status, mimetype="application/json")
+
+
+def _inside(root: Path, key: str) -> Path | None:
+    """The file of a key, or None when the key would leave the folder."""
+    if not re.fullmatch(r"[^/\0]+(/[^/\0]+)+", key) or ".." in key.split("/"):
+        return None
+    return root / key
+
+
+def _event(key: str, size: int, provider: str) -> dict[str, Any]:
+    """The event that Vault publishes for a stored recording."""
+    headers, stem = request.headers, Path(key).stem
+    parts = stem.split("_")
+    named = len(parts) >= 6
+    now = int(time.time())
+    return {
+        "events": ["monitor", "sequence", "analysis", "throttler", "notification"],
+        "provider": "kstorage",
+        "source": provider,
+        "request": "persist",
+        "payload": {
+            "key": key,
+            "fileSize": size,
+            "is_fragmented": False,
+            "bytes_ranges": "",
+            "bytes_range_on_time": None,
+            "metadata": {
+                "event-timestamp": parts[0] if named else str(now),
+                "event-microseconds": parts[1].partition("-")[2] if named else "0",
+                "event-instancename": headers.get(DEVICE) or ("_".join(parts[2:-3]) if named else ""),
+                "event-regioncoordinates": parts[-3] if named else "",
+                "event-numberofchanges": parts[-2] if named else "0",
+                "event-token": parts[-1] if named else "0",
+                "productid": headers.get(DEVICE, ""),
+                "publickey": headers.get(CLOUD_KEY, ""),
+                "uploadtime": str(now),
+                "capture": headers.get(CAPTURE, ""),
+                **({"duration": headers[DURATION]} if DURATION in headers else {}),
+                **({"fps": headers[FPS]} if FPS in headers else {}),
+            },
+        },
+        "date": now,
+    }

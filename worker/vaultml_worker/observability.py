@@ -1,0 +1,164 @@
+"""What people see of a worker: its log, its health and its metrics."""
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from typing import Any, Literal
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from vaultml_worker import events
+from vaultml_worker.records import Detection
+
+_STUCK_S = 60.0
+
+
+def configure_log(form: Literal["console", "json"], level: str, secrets: Sequence[str]) -> None:
+    """Set up the log on stdout: `form` console for people, json for machines; `secrets` never appear in it."""
+
+    def redact(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {key: _redacted(value, secrets) for key, value in event.items()}
+
+    console = structlog.dev.ConsoleRenderer(
+        colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            _plain_or(console) if form == "console" else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _redacted(value: Any, secrets: Sequence[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, events.MASK)
+        return value
+    if isinstance(value, dict):
+        return {key: _redacted(item, secrets) for key, item in value.items()}
+    return [_redacted(item, secrets) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain_or(renderer: Callable[..., str]) -> Callable[..., str]:
+    """hub-ml's lines stand alone, without time and level: a value under `plain` is printed as it is."""
+
+    def render(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
+        plain = event.get("plain")
+        return str(plain) if plain is not None else renderer(logger, name, event)
+
+    return render
+
+
+def masked_line(document: Any) -> str:
+    """A JSON document as one log line, credentials and keys masked."""
+    return json.dumps(events.mask(document))
+
+
+class Metrics:
+    """The worker's Prometheus metrics, all named `vaultml_…`; docs/metrics.md lists them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._recordings = Counter(
+            "vaultml_recordings", "Recordings by outcome: published, dead-letter", ["outcome"], registry=self.registry
+        )
+        self._dead_letters = Counter("vaultml_dead_letters", "Dead letters by cause", ["cause"], registry=self.registry)
+        self._stages = Histogram(
+            "vaultml_stage_seconds",
+            "Time per recording and stage",
+            ["stage"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+        self._detections = Counter("vaultml_detections", "Detections by label", ["label"], registry=self.registry)
+        self.in_flight = Gauge("vaultml_in_flight", "Recordings in work", registry=self.registry)
+        self._retries = Counter(
+            "vaultml_vault_retries", "Calls to a Vault that failed and were repeated", ["cause"], registry=self.registry
+        )
+        for outcome in ("published", "dead-letter"):
+            self._recordings.labels(outcome)
+
+    def published(self, detections: Iterable[Sequence[Detection]], timings: MutableMapping[str, float]) -> None:
+        """One recording got its result; `timings` in ms by stage."""
+        self._recordings.labels("published").inc()
+        for stage, milliseconds in timings.items():
+            self._stages.labels(stage).observe(milliseconds / 1000)
+        for frame in detections:
+            for detection in frame:
+                self._detections.labels(detection.label).inc()
+
+    def dead_letter(self, cause: str) -> None:
+        """One message became a dead letter."""
+        self._recordings.labels("dead-letter").inc()
+        self._dead_letters.labels(cause).inc()
+
+    def retried(self, cause: str) -> None:
+        """A call to a Vault failed and will be repeated."""
+        self._retries.labels(cause).inc()
+
+
+class Health:
+    """Alive: the loop turned within the last minute. Ready: the model is warm and the queue was joined once."""
+
+    def __init__(self) -> None:
+        self._turned = time.monotonic()
+        self.ready = False
+
+    def tick(self) -> None:
+        """The loop turned."""
+        self._turned = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop still turns."""
+        return time.monotonic() - self._turned < _STUCK_S
+
+
+class HttpServer:
+    """Serves /healthz, /readyz and /metrics in a thread of its own; `port` is the one in use."""
+
+    def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
+        exposition = make_wsgi_app(metrics.registry)
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            answers = {"/healthz": health.alive, "/readyz": health.ready}
+            path = environ.get("PATH_INFO", "")
+            if path == "/metrics":
+                body: Iterable[bytes] = exposition(environ, start_response)
+                return body
+            status = (
+                "404 Not Found" if path not in answers else "200 OK" if answers[path] else "503 Service Unavailable"
+            )
+            start_response(status, [("Content-Type", "text/plain")])
+            return [status.encode() + b"\n"]
+
+        self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Silent)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Silent(WSGIRequestHandler):
+    """Probes come every few seconds: they are no news."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        """Log nothing."""
