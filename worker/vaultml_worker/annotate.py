@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import cv2
@@ -15,7 +15,6 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from vaultml_worker import video
-from vaultml_worker.tracking import centre
 
 _STATIC = (190, 190, 190)
 _MOVING = (
@@ -141,10 +140,14 @@ def _draw(picture: video.Picture, trails: Sequence[_Trail], time: float, linger:
         thickness = max(1, round(scale * (2.5 if trail.static else 4)))
         cv2.rectangle(picture, (x1, y1), (x2, y2), trail.colour, thickness)
         if not trail.static:
-            past = [centre(cast("Any", b)) for t, b in zip(trail.times, trail.boxes, strict=True) if t < time]
-            way = np.array([*past, centre(cast("Any", box))]).round().astype(np.int32)
+            past = [_centre(b) for t, b in zip(trail.times, trail.boxes, strict=True) if t < time]
+            way = np.array([*past, _centre(box)]).round().astype(np.int32)
             cv2.polylines(picture, [way], isClosed=False, color=trail.colour, thickness=thickness)
         _label(picture, trail, (x1, y1), scale)
+
+
+def _centre(box: tuple[float, ...]) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _label(picture: video.Picture, trail: _Trail, corner: tuple[int, int], scale: float) -> None:

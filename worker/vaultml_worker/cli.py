@@ -98,23 +98,23 @@ def detect(
     except OSError as error:
         raise InvalidInput(f"--out {out}: can't be made: {error.strerror}") from None
     bad = 0
-    with _detecting(model, weights, names, 5 if frames == "all" else int(frames), threshold, move_distance) as parts:
-        with _progress() as progress:
-            for path in files:
-                task = progress.add_task(path.name, total=1.0)
-                try:
-                    vaultml = detect_.run(
-                        path,
-                        targets[path],
-                        *parts,
-                        every_frame=frames == "all",
-                        progress=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
-                    )
-                    progress.console.print(f"{path}: {_summary(vaultml)}", highlight=False, soft_wrap=True)
-                except (Failure, InvalidInput, OSError) as error:
-                    bad += 1
-                    progress.remove_task(task)
-                    progress.console.print(f"{path}: {error}", style="red", highlight=False, soft_wrap=True)
+    count = 5 if frames == "all" else int(frames)
+    with _detecting(model, weights, names, count, threshold, move_distance) as parts, _progress() as progress:
+        for path in files:
+            task = progress.add_task(path.name, total=1.0)
+            try:
+                vaultml = detect_.run(
+                    path,
+                    targets[path],
+                    *parts,
+                    every_frame=frames == "all",
+                    progress=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
+                )
+                typer.echo(f"{path}: {_summary(vaultml)}")
+            except (Failure, InvalidInput, OSError) as error:
+                bad += 1
+                typer.echo(f"vaultml: {path}: {error}", err=True)
+            progress.remove_task(task)
     if bad:
         _fail(f"{bad} of {len(files)} files could not be processed")
 

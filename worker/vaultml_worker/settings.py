@@ -194,7 +194,10 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the environment; `overrides` go before it. Raises InvalidInput with one message that names every wrong or missing variable."""
+    """Read the environment; `overrides` go before it.
+
+    Raises InvalidInput with one message that names every wrong or missing variable.
+    """
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -49,14 +49,14 @@ def track(
     return tuple(_finish(number, trail, move_distance) for number, trail in enumerate(trails, 1))
 
 
-def centre(box: Box) -> tuple[float, float]:
+def _centre(box: Box) -> tuple[float, float]:
     """The middle of a box, in its pixels."""
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _finish(number: int, trail: Sequence[Sighting], move_distance: float) -> Track:
     label = Counter(sighting.detection.label for sighting in trail).most_common(1)[0][0]
-    centres = [centre(sighting.detection.box) for sighting in trail]
+    centres = [_centre(sighting.detection.box) for sighting in trail]
     # The farthest two sightings: neither a box that jitters nor a way that loops back hides or fakes a movement.
     distance = max((math.dist(a, b) for i, a in enumerate(centres) for b in centres[:i]), default=0.0)
     return Track(number, label, distance, distance < move_distance, tuple(trail))
@@ -96,10 +96,10 @@ def _match(
 def _summary(trail: Sequence[Sighting], index: int, timestamps: Sequence[float]) -> _Trail:
     last = trail[-1]
     elapsed = max(0.04, (timestamps[index] - timestamps[last.frame]) / 1000)
-    guess = here = centre(last.detection.box)
+    guess = here = _centre(last.detection.box)
     if len(trail) > 1:
         before = trail[-2]
-        there = centre(before.detection.box)
+        there = _centre(before.detection.box)
         seconds = max(0.04, (timestamps[last.frame] - timestamps[before.frame]) / 1000)
         guess = (
             here[0] + (here[0] - there[0]) / seconds * elapsed,
@@ -113,8 +113,8 @@ def _cost(trail: _Trail, detection: Detection) -> float:
     (width, height), (new_width, new_height) = _size(trail.box), _size(detection.box)
     ratio = max(width / new_width, new_width / width, height / new_height, new_height / height)
     size = math.sqrt(math.sqrt(width * height * new_width * new_height))
-    here = centre(detection.box)
-    travelled = math.dist(centre(trail.box), here) / size
+    here = _centre(detection.box)
+    travelled = math.dist(_centre(trail.box), here) / size
     allowed = min(_JITTER + SPEED * trail.elapsed, _REACH)
     if ratio > _RATIO or travelled > allowed:
         return math.inf

@@ -65,10 +65,8 @@ class _Still:
     def __init__(self, data: bytes) -> None:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # honours the EXIF orientation
         if picture is None:
-            raise PermanentFailure(Cause.NO_FRAMES, "the picture can't be decoded")
+            raise PermanentFailure(Cause.NO_FRAMES, "the picture is cut off or damaged")
         self._picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
-        # A JPEG ends with its end-of-image mark; OpenCV fills what is missing with grey.
-        self._truncated = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-4096:]
 
     def spread(self, _count: int) -> Sequence[int]:
         return self.times
@@ -76,7 +74,7 @@ class _Still:
     def take(self, wanted: Sequence[int], asked: int, network: tuple[int, int]) -> Sample:
         height, width = self._picture.shape[:2]
         frame = Frame(Letterbox(width, height, *network).apply(self._picture), 0.0)
-        return Sample((frame,) * len(wanted), asked, width, height, 0.0, self._truncated, corrupt=False)
+        return Sample((frame,) * len(wanted), asked, width, height, 0.0)
 
     def decode_all(self) -> Iterator[tuple[float, Picture]]:
         yield 0.0, self._picture
@@ -97,8 +95,9 @@ class _Video:
         if not self.times:
             raise PermanentFailure(Cause.NO_FRAMES, "the video stream has no frames")
         last = max(_pts(packet) + (packet.duration or 0) for packet in shown)
-        typical = (self.times[-1] - self.times[0]) / (len(self.times) - 1) if len(self.times) > 1 else 0
-        self._end = max(last, self.times[-1] + round(typical))
+        if last == self.times[-1] and len(self.times) > 1:  # the container tells no durations: take a typical one
+            last += round((self.times[-1] - self.times[0]) / (len(self.times) - 1))
+        self._end = last
         self._order = {_pts(packet): index for index, packet in reversed(list(enumerate(self._packets)))}
         keys = sorted((_pts(p), i) for i, p in enumerate(self._packets) if p.is_keyframe)
         self._key_times = [time for time, _ in keys]

@@ -52,69 +52,77 @@ def publisher(brokers: str, topic: str) -> Publish:
 def application(folder: Path, account: Account, publish: Publish | None = None) -> Flask:
     """The Vault as a WSGI application; recordings lie in `folder`/<provider>/<key>."""
     app = Flask(__name__)
-    signing = secrets.token_bytes(16)
-    api = Blueprint("api", __name__)
+    vault = _Vault(folder / account.provider, account, publish)
+    for name, prefix in (("old", ""), ("new", "/api")):
+        api = Blueprint(name, __name__, url_prefix=prefix)
+        api.before_request(vault.check)
+        api.get("/health")(vault.health)
+        api.post("/ping")(vault.ping)
+        api.get("/storage/blob")(vault.blob)
+        api.get("/storage")(vault.signed_url)
+        api.get("/signed/<path:key>")(vault.signed)
+        api.post("/storage")(vault.store)
+        api.delete("/storage")(vault.remove)
+        api.post("/storage/forward/media")(vault.forward)
+        app.register_blueprint(api)
+    return app
 
-    def refuse() -> Response | None:
+
+class _Vault:
+    """The API's calls; each gives the answer that the real Vault would."""
+
+    def __init__(self, root: Path, account: Account, publish: Publish | None) -> None:
+        self._root = root
+        self._account = account
+        self._publish = publish
+        self._signing = secrets.token_bytes(16)
+
+    def check(self) -> Response | None:
+        """Credentials first, then the provider that the account is bound to."""
+        view = (request.endpoint or "").rpartition(".")[2]
+        if view in ("health", "signed"):
+            return None
         given = request.headers.get(ACCESS_KEY), request.headers.get(SECRET_KEY)
         if None in given:
             return _error(400, "missing credentials")
-        if given != (account.access_key, account.secret_key):
+        if given != (self._account.access_key, self._account.secret_key):
             # The real Vault's body echoes both keys: a client must never log it.
             return _error(401, f"wrong access key {given[0]} or secret key {given[1]}")
-        if _view() != "ping" and request.headers.get(PROVIDER) != account.provider:
-            missing = PROVIDER not in request.headers
-            return _error(400 if missing else 401, "missing provider" if missing else "account not bound to provider")
-        return None
+        if view == "ping" or request.headers.get(PROVIDER) == self._account.provider:
+            return None
+        missing = PROVIDER not in request.headers
+        return _error(400 if missing else 401, "missing provider" if missing else "account not bound to provider")
 
-    def stored() -> Path | Response:
-        key = request.headers.get(FILE_NAME, "")
-        path = _inside(folder / account.provider, key)
-        if path is None:
-            return _error(400, "missing or bad file name")
-        return path if path.is_file() else _error(404, "no such recording")
-
-    @api.before_request
-    def check() -> Response | None:
-        return None if _view() in ("health", "signed") else refuse()
-
-    @api.get("/health")
-    def health() -> Response:
+    def health(self) -> Response:
         return Response("ok")
 
-    @api.post("/ping")
-    def ping() -> Response:
+    def ping(self) -> Response:
         return Response("pong")
 
-    @api.get("/storage/blob")
-    def blob() -> Response:
-        path = stored()
+    def blob(self) -> Response:
+        path = self._stored()
         return path if isinstance(path, Response) else _recording(path)
 
-    @api.get("/storage")
-    def signed_url() -> Response:
-        path = stored()
+    def signed_url(self) -> Response:
+        path = self._stored()
         if isinstance(path, Response):
             return path
         key, expires = request.headers[FILE_NAME], int(time.time()) + 3600
-        base = request.base_url.removesuffix("/storage")
-        signature = _sign(signing, key, expires)
+        base, signature = request.base_url.removesuffix("/storage"), self._sign(key, expires)
         url = f"{base}/signed/{quote(key)}?X-Amz-Expires={expires}&X-Amz-Signature={signature}"
         return Response(json.dumps({"data": url}), mimetype="application/json")
 
-    @api.get("/signed/<path:key>")
-    def signed(key: str) -> Response:
+    def signed(self, key: str) -> Response:
         expires = request.args.get("X-Amz-Expires", 0, int)
-        path = _inside(folder / account.provider, key)
-        good = hmac.compare_digest(request.args.get("X-Amz-Signature", ""), _sign(signing, key, expires))
+        path = _inside(self._root, key)
+        good = hmac.compare_digest(request.args.get("X-Amz-Signature", ""), self._sign(key, expires))
         if not good or expires < time.time() or path is None:
             return _error(403, "signature does not match or has expired")
         return _recording(path) if path.is_file() else _error(404, "no such recording")
 
-    @api.post("/storage")
-    def store() -> Response:
+    def store(self) -> Response:
         key = f"{request.headers.get(DIRECTORY, '')}/{request.headers.get(FILE_NAME, '')}"
-        path = _inside(folder / account.provider, key)
+        path = _inside(self._root, key)
         if path is None:
             return _error(400, "missing or bad directory or file name")
         body = request.get_data()
@@ -122,25 +130,28 @@ def application(folder: Path, account: Account, publish: Publish | None = None) 
         scratch = path.with_name(f".{secrets.token_hex(4)}")
         scratch.write_bytes(body)
         scratch.replace(path)
-        if publish is not None:
-            publish(_event(key, len(body), account.provider))
+        if self._publish is not None:
+            self._publish(_event(key, len(body), self._account.provider))
         return Response("{}", mimetype="application/json")
 
-    @api.delete("/storage")
-    def remove() -> Response:
-        path = stored()
+    def remove(self) -> Response:
+        path = self._stored()
         if isinstance(path, Response):
             return path
         path.unlink()
         return Response("{}", mimetype="application/json")
 
-    @api.post("/storage/forward/media")
-    def forward() -> Response:
+    def forward(self) -> Response:
         return _error(501, "this Vault can't forward")
 
-    app.register_blueprint(api)
-    app.register_blueprint(api, name="prefixed", url_prefix="/api")
-    return app
+    def _stored(self) -> Path | Response:
+        path = _inside(self._root, request.headers.get(FILE_NAME, ""))
+        if path is None:
+            return _error(400, "missing or bad file name")
+        return path if path.is_file() else _error(404, "no such recording")
+
+    def _sign(self, key: str, expires: int) -> str:
+        return hmac.new(self._signing, f"{expires} {key}".encode(), hashlib.sha256).hexdigest()
 
 
 class VaultServer:
@@ -162,15 +173,6 @@ class VaultServer:
 class _Silent(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Log nothing: request lines hold signed URLs."""
-
-
-def _view() -> str:
-    """The name of the called function, whatever the prefix."""
-    return (request.endpoint or "").rpartition(".")[2]
-
-
-def _sign(signing: bytes, key: str, expires: int) -> str:
-    return hmac.new(signing, f"{expires} {key}".encode(), hashlib.sha256).hexdigest()
 
 
 def _recording(path: Path) -> Response:

@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything needed (only Python >= 3.11 must be there)
+
+$(READY): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: setup ## cameras, Vault, broker and a worker on this machine; FOOTAGE=file.mp4 uses your own footage
+	$(BIN)/vaultml dev demo
+
+test: setup ## lint, then all tests whose parts are on this machine; says what it left out
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: setup ## ruff, mypy strict, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(BIN)/vaultml variables | diff -u docs/variables.md - || (echo "docs/variables.md is stale: make docs"; exit 1)
+
+format: setup ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup ## write the generated documents
+	$(BIN)/vaultml variables > docs/variables.md
+
+bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks --write
+
+lock: setup ## resolve the dependencies anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra dev pyproject.toml -o requirements/dev.txt
+	for extra in worker operator gpu; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
+
+clean: ## remove what was made here (the caches of fetched parts stay)
+	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo test lint format docs bench lock clean
+.DEFAULT_GOAL := help

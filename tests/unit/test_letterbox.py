@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from vaultml_worker.letterbox import Letterbox
+
+
+def test_a_wide_picture_lies_between_grey_bars() -> None:
+    picture = np.full((360, 640, 3), 255, np.uint8)
+    out = Letterbox(640, 360, 416, 416).apply(picture)
+    assert out.shape == (416, 416, 3)
+    assert (out[:91] == 128).all()
+    assert (out[91:325] == 255).all()
+    assert (out[325:] == 128).all()
+
+
+def test_corners_are_aligned() -> None:
+    picture = np.zeros((2, 4, 3), np.uint8)
+    picture[:, :, 0] = [0, 30, 60, 90]
+    out = Letterbox(4, 2, 7, 7).apply(picture)
+    row = out[3, :, 0]
+    assert row.tolist() == [0, 15, 30, 45, 60, 75, 90]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (333, 77), (50, 999), (416, 416), (3840, 2160)])
+def test_boxes_come_back_where_they_were(size: tuple[int, int]) -> None:
+    width, height = size
+    letterbox = Letterbox(width, height, 416, 416)
+    inner_width, inner_height = letterbox.inner
+    left, top = (416 - inner_width) / 2, (416 - inner_height) / 2
+    whole = np.array([[left, top, left + inner_width, top + inner_height]], np.float32)
+    assert letterbox.restore(whole)[0] == pytest.approx((0, 0, width, height), abs=0.01)
+    outside = np.array([[-50, -50, 500, 500]], np.float32)
+    assert letterbox.restore(outside)[0] == (0, 0, width, height)
+    assert letterbox.apply(np.zeros((height, width, 3), np.uint8)).shape == (416, 416, 3)
