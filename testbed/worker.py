@@ -111,21 +111,21 @@ class Worker:
         """End the worker with SIGKILL, and return once the processes that it had started have ended by themselves."""
         self.signal(signal.SIGKILL)
         wait_for(lambda: self.returncode is not None, 10, "the worker to be killed")
-        wait_for(lambda: not self.left_behind(), 10, "the killed worker's processes to end")
+        wait_for(lambda: not self.started(), 10, "the killed worker's processes to end")
         self.process.kill()
 
-    def left_behind(self) -> list[int]:
-        """Ids of the processes that it started and that still run."""
-        found = []
+    def started(self) -> dict[int, int]:
+        """The processes that it started and that still run: the parent of each, by id."""
+        found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal() or int(entry.name) == self.pid:
                 continue
             try:
-                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if int(group) == self.pid and state != "Z":
-                found.append(int(entry.name))
+                found[int(entry.name)] = int(parent)
         return found
 
     def keep_log(self) -> Path:

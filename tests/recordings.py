@@ -5,9 +5,11 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
 
@@ -29,11 +31,11 @@ def clip(
 ) -> bytes:
     """An encoded clip. Frame number i is a picture whose mean brightness is `brightness(i)`.
 
-    `keyframe_every` is in frames, `start` and `gaps` (frames before which the clock jumps by one second) make odd times.
+    `keyframe_every` is in frames; `start` and `gaps` (frames before which the clock jumps a second) make odd times.
     """
     options = {"movflags": movflags} if movflags else {}
     with NamedTemporaryFile() as out, av.open(out.name, "w", format=container, options=options) as target:
-        stream = target.add_stream(codec, rate=fps)
+        stream = cast("VideoStream", target.add_stream(codec, rate=fps))
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p" if codec != "mjpeg" else "yuvj420p"
         stream.gop_size = keyframe_every

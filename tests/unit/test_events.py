@@ -20,7 +20,12 @@ def body(**changes: Any) -> bytes:
 def test_newest_and_oldest_events_are_read() -> None:
     event = events.parse(body(traceId="t", unknown={"a": [1]}))
     assert event.key == "youruser/1630567591_6-967003_highway4_200-200-400-400_24_769.mp4"
-    assert (event.source, event.camera, event.timestamp, event.file_size) == ("storj", "highway4", 1630567591.0, 6189104)
+    assert (event.source, event.camera, event.timestamp, event.file_size) == (
+        "storj",
+        "highway4",
+        1630567591.0,
+        6189104,
+    )
     oldest = {"source": "storj", "payload": {"key": "u/1630567591_6-967003_my_cam_200-200-400-400_24_769.mp4"}}
     event = events.parse(json.dumps(oldest).encode())
     assert event.camera == "my_cam"
@@ -117,7 +122,9 @@ def test_dead_letters_keep_the_original_bytes_but_not_credentials() -> None:
     plain = b'{ "b":1,\n "a" : [1.10, "\\u00e9"] }'
     assert events.scrub_bytes(plain) == plain
     secret = b'{"b":1,\n "data": {"storage_secret" : "p1an\\"ted", "k": 1.10},  "s":"storage_note"}'
-    assert events.scrub_bytes(secret) == b'{"b":1,\n "data": {"storage_secret" : "***", "k": 1.10},  "s":"storage_note"}'
+    assert (
+        events.scrub_bytes(secret) == b'{"b":1,\n "data": {"storage_secret" : "***", "k": 1.10},  "s":"storage_note"}'
+    )
 
 
 @pytest.mark.parametrize(

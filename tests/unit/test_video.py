@@ -83,7 +83,7 @@ def test_rotation_is_honoured(degrees: int, dark: str) -> None:
     assert min(sides, key=lambda side: float(sides[side].mean())) == dark
 
 
-def _still_clip(picture: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def _still_clip(picture: np.ndarray) -> bytes:
     from fractions import Fraction
     from io import BytesIO
 

@@ -57,14 +57,12 @@ def test_suppression_is_darknets(rows: list[tuple[tuple[float, float, float, flo
     for i in order:
         if all(classes[i] != classes[j] or _iou(corners[i], corners[j]) <= yolo.IOU + 1e-6 for j in expected):
             expected.append(i)
-    borderline = any(
-        abs(_iou(a, b) - yolo.IOU) < 1e-4 for n, a in enumerate(corners) for b in corners[:n]
-    )
+    borderline = any(abs(_iou(a, b) - yolo.IOU) < 1e-4 for n, a in enumerate(corners) for b in corners[:n])
     if not borderline:
         assert kept.tolist() == expected
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(float), b.astype(float)
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

@@ -1,8 +1,10 @@
 """Child processes that decode: a recording that crashes, hangs or bloats FFmpeg costs one child, not the worker."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+import queue
 import resource
 import signal
 import threading
@@ -15,26 +17,24 @@ from pebble import ProcessExpired, ProcessPool
 from vaultml_worker import video
 from vaultml_worker.records import Cause, PermanentFailure, Sample
 
+_GRACE_S = 30.0
+"""A child that should have been killed for being late, and wasn't, is given up after this long."""
+_AGAIN = (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT)
+
 
 class Decoders:
-    """A pool of decoder processes.
+    """Decoder processes, one call each at a time.
 
     Each call may take `seconds` and its process `memory` bytes. A child that dies or is late is replaced and the call
     tried once more; then it is a PermanentFailure. Thread-safe. Close it when done.
     """
 
     def __init__(self, *, processes: int, seconds: float, memory: int, limits: video.Limits | None = None) -> None:
-        self._seconds = seconds
         self._limits = limits or video.Limits()
-        # Not fork: the worker has threads (librdkafka's among them). A child is renewed now and then, so that what
-        # FFmpeg leaks on odd files doesn't add up.
-        self._pool = ProcessPool(
-            max_workers=processes,
-            max_tasks=500,
-            context=multiprocessing.get_context("forkserver"),
-            initializer=_prepare,
-            initargs=(memory, self._limits.pixels, os.getpid()),
-        )
+        self._children = [_Child(seconds, memory) for _ in range(processes)]
+        self._free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        for child in self._children:
+            self._free.put(child)
 
     def sample(self, data: bytes, count: int, network: tuple[int, int]) -> Sample:
         """`video.sample` in a child process."""
@@ -48,67 +48,110 @@ class Decoders:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Any importable function that decodes, under the same limits."""
-        failure = self._once(function, args)
-        if isinstance(failure, PermanentFailure) and failure.cause in (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT):
-            failure = self._once(function, args)
-        if isinstance(failure, PermanentFailure):
-            raise failure
-        return failure
+        child = self._free.get()
+        try:
+            return child.run(function, args)
+        except PermanentFailure as failure:
+            if failure.cause not in _AGAIN:
+                raise
+            return child.run(function, args)
+        finally:
+            self._free.put(child)
 
     def warm_up(self) -> None:
-        """Start the processes now, so that the first recording needn't wait for their imports."""
-        self.run(_ready)
+        """Start all processes now, so that the first recordings needn't wait for their imports."""
+        concurrent.futures.wait([child.start() for child in self._children])
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        for child in self._children:
+            child.close()
 
-    def _once(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+
+class _Child:
+    """One decoder process and its successors.
+
+    A pool of one: in a larger one, a child killed from outside (out of memory, say) can take a shared lock with it,
+    and all others with that.
+    """
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self._seconds = seconds
+        self._memory = memory
+        self._pool = self._make()
+
+    def start(self) -> "concurrent.futures.Future[None]":
+        future: concurrent.futures.Future[None] = self._pool.schedule(_ready)
+        return future
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         try:
-            return self._pool.schedule(function, args=args, timeout=self._seconds).result()
-        except PermanentFailure as failure:
-            return failure
+            future = self._pool.schedule(function, args=args, timeout=self._seconds)
+        except RuntimeError:  # the pool broke while idle
+            self._replace()
+            future = self._pool.schedule(function, args=args, timeout=self._seconds)
+        try:
+            return future.result(timeout=self._seconds + _GRACE_S)
         except ProcessExpired:
-            return PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice")
-        except concurrent.futures.TimeoutError:
-            return PermanentFailure(
-                Cause.DECODER_TIMEOUT, f"decoding took longer than DECODER_SECONDS ({self._seconds:g}), twice"
-            )
+            raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+        except TimeoutError:
+            if not future.done():
+                self._replace()
+            late = f"decoding took longer than DECODER_SECONDS ({self._seconds:g}), twice"
+            raise PermanentFailure(Cause.DECODER_TIMEOUT, late) from None
         except MemoryError:
-            return PermanentFailure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES")
+            raise PermanentFailure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES") from None
+        except (RuntimeError, concurrent.futures.CancelledError):
+            self._replace()
+            raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+
+    def close(self) -> None:
+        _end(self._pool)
+
+    def _make(self) -> ProcessPool:
+        # Not fork: the worker has threads (librdkafka's among them). A child is renewed now and then, so that what
+        # FFmpeg leaks on odd files doesn't add up.
+        return ProcessPool(
+            max_workers=1,
+            max_tasks=500,
+            context=multiprocessing.get_context("forkserver"),
+            initializer=_prepare,
+            initargs=(self._memory,),
+        )
+
+    def _replace(self) -> None:
+        broken, self._pool = self._pool, self._make()
+        # Ending a broken pool may block on the lock that broke it.
+        threading.Thread(target=_end, args=(broken,), name="end-decoder", daemon=True).start()
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(TimeoutError):
+        pool.join(timeout=10)
 
 
 def _ready() -> None:
     """Nothing: running it proves that a child is up."""
 
 
-def _prepare(memory: int, pixels: int, parent: int) -> None:
-    """Bound this child before it reads anything: memory beyond what its imports took, and OpenCV's pictures."""
+def _prepare(memory: int) -> None:
+    """Bound this child before it reads anything: to `memory` bytes beyond what its imports took."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _die_with(parent)
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(pixels)
+    _die_with_the_worker()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _die_with(parent: int) -> None:
-    """End this process when the worker is gone, however it went (kill -9 leaves no time to tell)."""
+def _die_with_the_worker() -> None:
+    """End this process when the worker is gone, however it went: its fork server, our parent, ends with it."""
+    parent, never = os.getppid(), threading.Event()
 
     def watch() -> None:
-        while _alive(parent):
-            done.wait(1)
+        while os.getppid() == parent:
+            never.wait(1)
         os._exit(1)
 
-    done = threading.Event()
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

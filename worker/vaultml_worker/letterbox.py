@@ -35,12 +35,12 @@ class Letterbox:
         x0, x1, fx = _samples(self.width, width)
         y0, y1, fy = _samples(self.height, height)
         # Columns first, and only of the rows in use: two gathers and a lerp each.
-        top = _lerp(picture[y0], x0, x1, fx)
-        bottom = _lerp(picture[y1], x0, x1, fx)
-        top += (bottom - top) * fy[:, None, None]
+        top = _lerp(picture.take(y0, axis=0), x0, x1, fx)
+        bottom = _lerp(picture.take(y1, axis=0), x0, x1, fx)
+        top += (bottom - top) * fy[:, None]
         out = np.full((self.network_height, self.network_width, 3), _GREY, np.uint8)
         left, upper = (self.network_width - width) // 2, (self.network_height - height) // 2
-        out[upper : upper + height, left : left + width] = np.rint(top).astype(np.uint8)
+        out[upper : upper + height, left : left + width] = np.rint(top).astype(np.uint8).reshape(height, width, 3)
         return out
 
     def restore(self, boxes: NDArray[np.float32]) -> list[Box]:
@@ -62,6 +62,8 @@ def _samples(size: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], N
 def _lerp(
     rows: NDArray[np.uint8], x0: NDArray[np.intp], x1: NDArray[np.intp], fraction: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    left = rows[:, x0].astype(np.float32)
-    left += (rows[:, x1].astype(np.float32) - left) * fraction[None, :, None]
+    # A pixel's three bytes are gathered as one item: numpy is more than twice as fast at that.
+    pixels = rows.view("V3")[..., 0]
+    left, right = (pixels.take(x, axis=1).view(np.uint8).reshape(len(rows), -1).astype(np.float32) for x in (x0, x1))
+    left += (right - left) * np.repeat(fraction, 3)
     return left

@@ -24,6 +24,8 @@ _Packet: TypeAlias = "av.Packet[VideoStream]"
 # Real recordings only: playlists and concatenations could make FFmpeg open other files and addresses.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,h264,hevc,mjpeg,jpeg_pipe,png_pipe"
 
+_STILLS = (b"\xff\xd8\xff", b"\x89PNG")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -253,7 +255,9 @@ def _open(data: bytes, limits: Limits) -> Iterator[_Video | _Still]:
         raise PermanentFailure(Cause.EMPTY, "the recording has no bytes")
     if data.startswith(b"Salted__"):
         raise PermanentFailure(Cause.ENCRYPTED, "the recording is encrypted, which this version can't read yet")
-    bounds = {"max_pixels": str(limits.pixels), "threads": "1"}
+    bounds = {"threads": "1"}
+    if not data.startswith(_STILLS):  # with the bound, FFmpeg would not even tell the size of a picture
+        bounds["max_pixels"] = str(limits.pixels)
     try:
         container = av.open(
             io.BytesIO(data),

@@ -88,7 +88,7 @@ def upload(
 def _encode(frames: list[av.VideoFrame], rate: Fraction) -> bytes:
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "23"})
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18"})
         stream.width, stream.height = frames[0].width & ~1, frames[0].height & ~1
         stream.pix_fmt = "yuv420p"
         stream.gop_size = max(1, round(rate * _KEYFRAME_S))

@@ -14,7 +14,7 @@ class EmbeddedBroker:
     """A broker in this process, for other processes of this machine; `address` is its `host:port`.
 
     The mock chooses its own port. With `port`, a relay listens there: clients that begin with that address learn
-    the real one from it. `topics` are created, with the mock's 4 partitions.
+    the real one from it. `topics` are created.
     """
 
     def __init__(self, port: int = 0, topics: tuple[str, ...] = ()) -> None:
@@ -22,12 +22,16 @@ class EmbeddedBroker:
         metadata = self._cluster.list_topics(timeout=10)
         broker = next(iter(metadata.brokers.values()))
         self.address = f"127.0.0.1:{broker.port}"
-        for topic in topics:
-            self._cluster.list_topics(topic, timeout=10)
+        self.create(*topics)
         self._relay = _Relay(port, broker.port) if port else None
         if self._relay is not None:
             self.address = f"127.0.0.1:{port}"
             threading.Thread(target=self._relay.serve_forever, name="relay", daemon=True).start()
+
+    def create(self, *topics: str) -> None:
+        """Create topics that aren't there yet, with the mock's 4 partitions."""
+        for topic in topics:
+            self._cluster.list_topics(topic, timeout=10)
 
     def close(self) -> None:
         """Stop listening; what was stored is gone."""

@@ -1,5 +1,6 @@
-"""Random weights that a deep network survives: for timing and for comparing engines without trained ones."""
+"""Networks of any size with random weights that they survive: for timing and comparing engines without trained ones."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,16 @@ from vaultml_worker.darknet import Convolutional, Network, Shortcut
 
 _VERSION = np.array([0, 2, 0], "<i4")
 _SEEN = np.array([0], "<u8")
+
+
+def resized(cfg: Path, folder: Path, width: int, height: int) -> Path:
+    """Put a copy of a Darknet cfg into `folder` that takes one frame of `width` x `height` pixels."""
+    text = cfg.read_text()
+    for key, value in {"batch": 1, "subdivisions": 1, "width": width, "height": height}.items():
+        text = re.sub(rf"^{key}\s*=.*$", f"{key}={value}", text, flags=re.MULTILINE)
+    path = folder / cfg.name
+    path.write_text(text)
+    return path
 
 
 def write_random(network: Network, path: Path, seed: int) -> None:

@@ -1,0 +1,79 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import structlog
+
+from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log
+from vaultml_worker.records import Detection
+
+
+@pytest.fixture(autouse=True)
+def _restore_log() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_secrets_are_masked_wherever_they_are_logged(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log(form, "INFO", ("p1anted",))  # type: ignore[arg-type]
+    log = structlog.get_logger()
+    log.info("with p1anted", field="p1anted", nested={"deep": ["p1anted"]}, plain=None)
+    log.error("failed", exc_info=RuntimeError("p1anted"))
+    said = capsys.readouterr().out
+    assert "p1anted" not in said
+    assert "RuntimeError: ***" in said
+
+
+def test_plain_lines_stand_alone_and_levels_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_log("console", "INFO", ())
+    structlog.get_logger().info("recording", plain="checking..\nnext..")
+    structlog.get_logger().debug("unseen")
+    assert capsys.readouterr().out == "checking..\nnext..\n"
+    configure_log("json", "INFO", ())
+    structlog.get_logger().info("recording", key="k")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["event"], record["level"], record["key"]) == ("recording", "info", "k")
+
+
+def test_health_readiness_and_metrics() -> None:
+    health, metrics = Health(), Metrics()
+    server = HttpServer("127.0.0.1", 0, health, metrics)
+    base = f"http://127.0.0.1:{server.port}"
+    try:
+        assert requests.get(f"{base}/healthz", timeout=5).status_code == 200
+        assert requests.get(f"{base}/readyz", timeout=5).status_code == 503
+        health.ready = True
+        assert requests.get(f"{base}/readyz", timeout=5).status_code == 200
+        assert requests.get(f"{base}/other", timeout=5).status_code == 404
+        metrics.published([[Detection("car", 0.9, (0, 0, 1, 1))]], {"fetch": 1500.0})
+        metrics.dead_letter("not-found")
+        metrics.retried("unavailable")
+        text = requests.get(f"{base}/metrics", timeout=5).text
+    finally:
+        server.close()
+    for line in (
+        'vaultml_recordings_total{outcome="published"} 1.0',
+        'vaultml_recordings_total{outcome="dead-letter"} 1.0',
+        'vaultml_dead_letters_total{cause="not-found"} 1.0',
+        'vaultml_detections_total{label="car"} 1.0',
+        'vaultml_stage_seconds_sum{stage="fetch"} 1.5',
+        'vaultml_vault_retries_total{cause="unavailable"} 1.0',
+        "vaultml_in_flight 0.0",
+    ):
+        assert line in text
+
+
+def test_every_metric_is_documented() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    names = {family.name for family in Metrics().registry.collect()}
+    assert all(name in documented for name in names)
+
+
+def test_a_stuck_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    health = Health()
+    assert health.alive
+    monkeypatch.setattr("vaultml_worker.observability._STUCK_S", -1.0)
+    assert not health.alive

@@ -1,0 +1,116 @@
+"""The graph against an independent implementation: OpenCV's Darknet importer and decoder."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from tests.networks import CFG, tiny_weights
+from vaultml_worker import darknet, engines, model
+from vaultml_worker.engines.onnx import OnnxEngine, cpus
+from vaultml_worker.records import InvalidInput, Model
+
+NAMES = "one\ntwo\nthree\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("network")
+    cfg, weights = folder / "small.cfg", folder / "small.weights"
+    cfg.write_text(CFG)
+    tiny_weights(darknet.read_cfg(cfg), weights, seed=7)
+    (folder / "small.names").write_text(NAMES)
+    return cfg, weights
+
+
+@pytest.fixture(scope="module")
+def loaded(files: tuple[Path, Path]) -> Model:
+    return model.load(files[0])
+
+
+def pixels(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def reference(files: tuple[Path, Path], picture: np.ndarray) -> list[tuple[float, int, list[float]]]:
+    """Score, class and x1, y1, x2, y2 of every box and class, best first, by OpenCV."""
+    net = cv2.dnn.readNetFromDarknet(str(files[0]), str(files[1]))
+    net.setInput(cv2.dnn.blobFromImage(picture.astype(np.float32), 1 / 255))
+    found = []
+    for head in net.forward(net.getUnconnectedOutLayersNames()):
+        for x, y, w, h, _, *scores in head * np.float32(1):
+            box = [float(edge) * 32 for edge in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)]
+            found += [(float(score), number, box) for number, score in enumerate(scores)]
+    return sorted(found, key=lambda item: -item[0])
+
+
+def test_boxes_and_scores_are_opencvs(files: tuple[Path, Path], loaded: Model) -> None:
+    frames = pixels()
+    for frame, found in zip(frames, OnnxEngine(loaded, threads=1).detect(frames), strict=True):
+        theirs = reference(files, frame)[:900]
+        np.testing.assert_allclose(found.scores[:900], [score for score, _, _ in theirs], atol=1e-4)
+        mine = np.column_stack([found.boxes, found.classes * 1000])
+        for score, number, box in theirs[:200]:
+            near = np.abs(found.scores - score) < 1e-4
+            assert np.abs(mine[near] - [*box, number * 1000]).max(axis=1).min() < 0.05
+
+
+def test_scores_come_sorted_and_batches_do_not_mix(loaded: Model) -> None:
+    frames = pixels(5)
+    engine = engines.create("auto", loaded)
+    engine.warm_up()
+    together = engine.detect(frames)
+    for frame, found in zip(frames, together, strict=True):
+        alone = engine.detect(frame[None])[0]
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes[:50], alone.boxes[:50], atol=1e-2)
+        assert (np.diff(found.scores) <= 0).all()
+    assert engine.detect(frames[:0]) == []
+    engine.close()
+
+
+def test_half_precision_gives_nearly_the_same(files: tuple[Path, Path], loaded: Model) -> None:
+    half = model.load(*files, precision="fp16")
+    assert len(half.onnx) < len(loaded.onnx)
+    types = {item.data_type for item in onnx.load_model_from_string(half.onnx).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    one, other = OnnxEngine(loaded).detect(pixels(1))[0], OnnxEngine(half).detect(pixels(1))[0]
+    np.testing.assert_allclose(one.scores[:20], other.scores[:20], atol=0.01)
+
+
+def test_the_graph_is_valid_and_carries_its_labels(loaded: Model) -> None:
+    proto = onnx.load_model_from_string(loaded.onnx)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [item.name for item in proto.graph.output] == ["boxes", "scores", "classes"]
+    assert loaded.labels == ("one", "two", "three")
+
+
+def test_an_exported_model_is_a_model(loaded: Model, tmp_path: Path) -> None:
+    path = tmp_path / "exported.onnx"
+    path.write_bytes(loaded.onnx)
+    again = model.load(path)
+    assert (again.labels, again.width, again.height, again.name) == (loaded.labels, 32, 32, "exported")
+    assert len(OnnxEngine(again).detect(pixels(1))) == 1
+
+
+def test_a_cpu_limit_is_honoured(tmp_path: Path) -> None:
+    everything = cpus(tmp_path)
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert cpus(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cpus(tmp_path) == everything
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpus(tmp_path) == 1
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cpus(tmp_path) == everything
+
+
+def test_a_broken_graph_is_refused_in_one_line(loaded: Model) -> None:
+    broken = Model("broken", loaded.sha256, loaded.onnx[: len(loaded.onnx) // 2], 32, 32, loaded.labels)
+    with pytest.raises(InvalidInput, match="broken: onnxruntime can't load it"):
+        OnnxEngine(broken)
