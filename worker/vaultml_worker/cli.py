@@ -130,14 +130,12 @@ def _detecting(
     path: Path | None, weights: Path | None, names: Path | None, frames: int, threshold: float, move_distance: float
 ) -> Iterator[tuple[Any, Any]]:
     """A detector and decoders, given back at the end."""
-    from vaultml_worker import engines, fetch
+    from vaultml_worker import engines
     from vaultml_worker import model as models
     from vaultml_worker.decoders import Decoders
     from vaultml_worker.engines.onnx import cpus
     from vaultml_worker.pipeline import Detector, Options
 
-    if path is None and not models.default_installed():
-        fetch.model("yolov3-tiny")
     loaded = models.load(path, weights, names)
     for warning in models.warnings(loaded, path):
         typer.echo(f"vaultml: {warning}", err=True)

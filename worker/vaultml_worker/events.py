@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from vaultml_worker.records import Cause, Event, PermanentFailure, RecordingName, VaultAccess
 
 MASK = "***"
-_SECRET_KEY = re.compile(r"storage_|signed_?url$", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"storage_|(?:pre)?signed_?url$", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"public_?key$|product_?id$", re.IGNORECASE)
 # A URL that carries its own permission: S3, Google, Azure, CloudFront and their kin.
 _SIGNED_URL = re.compile(
@@ -20,7 +20,7 @@ _SIGNED_URL = re.compile(
 )
 # In text that may not be JSON, or be JSON inside a JSON string: a storage_* or signed-URL key and its value.
 _SECRET_PAIR = re.compile(
-    r"""(?P<key>\\*["']?(?:storage_\w*|signed_?url)\\*["']?\s*[:=]\s*)"""
+    r"""(?P<key>\\*["']?(?:storage_\w*|(?:pre)?signed_?url)\\*["']?\s*[:=]\s*)"""
     r"""(?P<value>\\+"(?:(?!\\+").)*(?:\\+")?|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]&{\["'\\][^\s,}\]&]*)""",
     re.IGNORECASE | re.DOTALL,
 )

@@ -22,7 +22,7 @@ def load(
     names: Path | None = None,
     precision: onnx_graph.Precision = "fp32",
 ) -> Model:
-    """The model at `path` (.cfg or .onnx); None: the image's own, else the fetched YOLOv3-tiny.
+    """The model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
 
     Raises InvalidInput that says what is wrong and what to give instead.
     """
@@ -42,18 +42,14 @@ def coco() -> tuple[str, ...]:
     return tuple(files(__package__).joinpath("data/coco.names").read_text().split("\n")[:80])
 
 
-def default_installed() -> bool:
-    """Whether `load()` without a path finds a model."""
-    return any(path.is_file() for path in _BAKED_IN) or fetch.installed("yolov3-tiny") is not None
-
-
 def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | None, Path | None]:
     for path in _BAKED_IN:
         if path.is_file():
             return path, weights, names
-    tiny = fetch.installed("yolov3-tiny")
-    if tiny is None:
-        raise InvalidInput("no model: set MODEL to a .cfg or .onnx, or run `vaultml model fetch yolov3-tiny` once")
+    try:
+        tiny = fetch.model("yolov3-tiny")
+    except InvalidInput as error:
+        raise InvalidInput(f"no model: set MODEL to a .cfg or .onnx; the default could not be had: {error}") from None
     return tiny / "yolov3-tiny.cfg", weights, names
 
 

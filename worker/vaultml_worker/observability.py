@@ -111,10 +111,14 @@ class Metrics:
 
 
 class Health:
-    """Alive: the loop turned within the last minute. Ready: the model is warm and the queue was joined once."""
+    """What probes ask.
+
+    Alive: still starting, or the loop turned within the last minute.
+    Ready: the model is warm and the queue was joined once.
+    """
 
     def __init__(self) -> None:
-        self._turned = time.monotonic()
+        self._turned: float | None = None
         self.ready = False
 
     def tick(self) -> None:
@@ -124,7 +128,7 @@ class Health:
     @property
     def alive(self) -> bool:
         """Whether the loop still turns."""
-        return time.monotonic() - self._turned < _STUCK_S
+        return self._turned is None or time.monotonic() - self._turned < _STUCK_S
 
 
 class HttpServer:

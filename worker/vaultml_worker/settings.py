@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     remove_after_processed: bool = Field(default=False, description="Not there yet: only `false` is accepted.")
 
     model: Path | None = Field(
-        default=None, description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own model, else YOLOv3-tiny."
+        default=None,
+        description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own model, else YOLOv3-tiny, fetched at the first start.",
     )
     model_weights: Path | None = Field(
         default=None, description="Darknet weights; absent: the file beside the `.cfg` that ends in `.weights`."

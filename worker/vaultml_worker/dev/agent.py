@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -21,7 +20,8 @@ _KEYFRAME_S = 2
 def cut(footage: Path, seconds: float) -> Iterator[tuple[bytes, int, float]]:
     """H.264 recordings of `seconds` each with a keyframe every 2 s: (mp4 bytes, duration in ms, frames per second).
 
-    A rest of less than half that length is left out. Raises InvalidInput when the footage can't be read.
+    A rest of less than half that length is left out, unless it is all there is.
+    Raises InvalidInput when the footage can't be read.
     """
     try:
         source = av.open(str(footage))
@@ -32,11 +32,17 @@ def cut(footage: Path, seconds: float) -> Iterator[tuple[bytes, int, float]]:
             raise InvalidInput(f"{footage}: has no video stream")
         stream = source.streams.video[0]
         rate = Fraction(stream.average_rate or 25).limit_denominator(1000)
-        frames = source.decode(stream)
         wanted = max(1, round(seconds * rate))
-        while chunk := list(islice(frames, wanted)):
-            if len(chunk) * 2 >= wanted:
-                yield _encode(chunk, rate), round(len(chunk) / rate * 1000), float(rate)
+        recording: _Recording | None = None
+        complete = 0
+        for frame in source.decode(stream):
+            recording = recording or _Recording(frame, rate)
+            recording.add(frame)
+            if recording.frames == wanted:
+                yield recording.finish()
+                recording, complete = None, complete + 1
+        if recording is not None and (recording.frames * 2 >= wanted or not complete):
+            yield recording.finish()
 
 
 def upload(
@@ -85,16 +91,27 @@ def upload(
             yield f"{user}/{name}"
 
 
-def _encode(frames: list[av.VideoFrame], rate: Fraction) -> bytes:
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18"})
-        stream.width, stream.height = frames[0].width & ~1, frames[0].height & ~1
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = max(1, round(rate * _KEYFRAME_S))
-        for number, frame in enumerate(frames):
-            fitting = frame.reformat(stream.width, stream.height, "yuv420p")
-            fitting.pts, fitting.time_base = number, 1 / rate
-            container.mux(stream.encode(fitting))
-        container.mux(stream.encode(None))
-    return out.getvalue()
+class _Recording:
+    """One recording in the making, of the size of its first frame (even sides)."""
+
+    def __init__(self, first: av.VideoFrame, rate: Fraction) -> None:
+        self.frames = 0
+        self._rate = rate
+        self._out = io.BytesIO()
+        self._container = av.open(self._out, "w", format="mp4")
+        options = {"preset": "veryfast", "crf": "18"}
+        self._stream = self._container.add_stream("libx264", rate=rate, options=options)
+        self._stream.width, self._stream.height = first.width & ~1, first.height & ~1
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.gop_size = max(1, round(rate * _KEYFRAME_S))
+
+    def add(self, frame: av.VideoFrame) -> None:
+        fitting = frame.reformat(self._stream.width, self._stream.height, "yuv420p")
+        fitting.pts, fitting.time_base = self.frames, 1 / self._rate
+        self._container.mux(self._stream.encode(fitting))
+        self.frames += 1
+
+    def finish(self) -> tuple[bytes, int, float]:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._out.getvalue(), round(self.frames / self._rate * 1000), float(self._rate)
