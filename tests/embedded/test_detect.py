@@ -58,7 +58,9 @@ def test_a_video_and_a_picture(tiny: Path, recording: Path, tmp_path: Path) -> N
     assert len(frames) == 80
     assert np.abs(frames[8].astype(int) - originals[8]).max() > 100, "something is drawn"
     assert load(out / "still.json")["vaultml"]["frames"]["timestamps"] == [0]
-    assert cv2.imread(str(out / "still.jpg")).shape == (576, 768, 3)
+    still = cv2.imread(str(out / "still.jpg"))
+    assert still is not None
+    assert still.shape == (576, 768, 3)
 
 
 def test_all_frames(tiny: Path, recording: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
     model: Path | None = Field(
         default=None,
-        description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own model, else YOLOv3-tiny, fetched at the first start.",
+        description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own, else YOLOv3-tiny, which is fetched once.",
     )
     model_weights: Path | None = Field(
         default=None, description="Darknet weights; absent: the file beside the `.cfg` that ends in `.weights`."
