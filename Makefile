@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# onnxruntime reports to its maker otherwise; the worker sets it for itself
+export ORT_DISABLE_TELEMETRY := 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -39,9 +41,12 @@ docs: setup ## write the generated documents
 bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write
 
-lock: setup ## resolve the dependencies anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra dev pyproject.toml -o requirements/dev.txt
-	for extra in worker operator gpu; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--custom-compile-command "make lock"
+lock: ## resolve the dependencies anew (needs uv)
+	$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
+	for extra in worker operator gpu; do $(LOCK) -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
+	echo 'setuptools>=77' | $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 
 clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

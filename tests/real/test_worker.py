@@ -635,6 +635,20 @@ def test_what_can_never_work_becomes_a_dead_letter_and_the_queue_moves_on(scene:
     assert len(scene.target.keys()) == len(good)
 
 
+def test_large_nonsense_does_not_hold_up_the_worker(scene: Scene) -> None:
+    # Nearly the 1 MB that Kafka takes, of what a search for credentials could stumble over.
+    starts = (b"\\", b"http://a?", b"storage_", b'storage_a:\\"', b"storage_a=\\", b" ", b"&amp;", b"\\u0026")
+    bad = [start * (900_000 // len(start)) for start in starts]
+    good = scene.events(1)
+    scene.send(*bad, *good)
+    worker = scene.worker()
+    letters = scene.await_letters(len(bad))
+    assert {letter.cause for letter in letters} == {"bad-event"}
+    scene.await_results(keys_of(good))
+    scene.await_committed()
+    assert worker.terminate() == 0
+
+
 def test_a_missing_dead_letter_topic_is_made(stage: Callable[..., Scene]) -> None:
     scene = stage()
     scene.create(scene.queue, scene.target)

@@ -1,5 +1,7 @@
 """The graph against an independent implementation: OpenCV's Darknet importer and decoder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -108,6 +110,14 @@ def test_a_cpu_limit_is_honoured(tmp_path: Path) -> None:
     assert cpus(tmp_path) == 1
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert cpus(tmp_path) == everything
+
+
+def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
+    """onnxruntime's telemetry leaves a folder in the cache where it is on."""
+    code = "import vaultml_worker.engines, onnxruntime"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=home, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_graph_is_refused_in_one_line(loaded: Model) -> None:

@@ -5,11 +5,14 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from vaultml_worker.records import InvalidInput, Model
 from vaultml_worker.yolo import Candidates
+
+# onnxruntime reports to its maker from the moment it is imported, unless this is set before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 _BATCH = 4  # on a CPU a larger batch only takes memory
 
