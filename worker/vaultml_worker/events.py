@@ -13,17 +13,22 @@ MASK = "***"
 _SECRET_KEY = re.compile(r"storage_|(?:pre)?signed_?url$", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"public_?key$|product_?id$", re.IGNORECASE)
 # A URL that carries its own permission: S3, Google, Azure, CloudFront and their kin.
-_SIGNED_URL = re.compile(
-    r"https?://[^\s\"'<>\\]*[?&](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
-    r"|signature|sig|awsaccesskeyid|googleaccessid)=[^\s\"'<>\\]*",
+_URL = re.compile(r"https?://(?:[^\s\"'<>\\]|\\{1,16}+u0026)*+", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"(?:[?&]|&amp;|u0026)(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
+    r"|signature|sig|awsaccesskeyid|googleaccessid)=",
     re.IGNORECASE,
 )
 # In text that may not be JSON, or be JSON inside a JSON string: a storage_* or signed-URL key and its value.
+# Everything in it is bounded or possessive: it meets whatever bytes lie on a topic, up to a megabyte of them.
 _SECRET_PAIR = re.compile(
-    r"""(?P<key>\\*["']?(?:storage_\w*|(?:pre)?signed_?url)\\*["']?\s*[:=]\s*)"""
-    r"""(?P<value>\\+"(?:(?!\\+").)*(?:\\+")?|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]&{\["'\\][^\s,}\]&]*)""",
+    r"""(?P<key>(?:storage_\w{0,64}+|signed_?url)\\{0,16}+["']?\s*+[:=]\s*+)"""
+    r"""(?P<value>\\{1,16}+"(?:[^"\\]|\\(?!\\{0,15}"))*+(?:\\{1,16}+")?|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?"""
+    r"""|[^\s,}\]&{\["'\\][^\s,}\]&]*+)""",
     re.IGNORECASE | re.DOTALL,
 )
+# A storage_* or signed-URL key with a list or an object, whose end can't be told in a damaged event.
+_SECRET_GROUP = re.compile(rb"""(?:storage_\w{0,64}+|signed_?urls?)\\{0,16}+["']?\s*+[:=]\s*+[\[{]""", re.IGNORECASE)
 
 
 def parse(body: bytes) -> Event:
@@ -88,14 +93,25 @@ def scrub(value: Any) -> Any:
 
 def mask(value: Any) -> Any:
     """The same JSON value for the log: credentials and public keys replaced by `***`."""
+    return _masked(value, _credential_values(value))
+
+
+def mask_text(text: str) -> str:
+    """Text for the log: signed URLs and the values of `storage_*` keys replaced by `***`."""
+    return _mask_text(text)
+
+
+def _masked(value: Any, secrets: frozenset[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: MASK if _SECRET_KEY.match(key) or _PRIVATE_KEY.match(key) else mask(item)
+            _without(key, secrets): MASK
+            if _SECRET_KEY.match(key) or _PRIVATE_KEY.match(key)
+            else _masked(item, secrets)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [mask(item) for item in value]
-    return _mask_text(value) if isinstance(value, str) else value
+        return [_masked(item, secrets) for item in value]
+    return _without(value, secrets)
 
 
 def scrub_bytes(body: bytes) -> bytes:
@@ -112,7 +128,8 @@ def scrub_bytes(body: bytes) -> bytes:
         # Not JSON: UTF-16 or escapes could still hide a key, so such bodies are withheld.
         plain = masked.replace(b"\0", b"")
         flat = re.sub(rb"\\u00([0-9a-fA-F]{2})", lambda match: bytes([int(match[1], 16)]), plain)
-        if flat != masked and _mask_text(flat.decode("latin-1")) != flat.decode("latin-1"):
+        hidden = flat != masked and _mask_text(flat.decode("latin-1")) != flat.decode("latin-1")
+        if hidden or _SECRET_GROUP.search(flat):
             return b"withheld: credentials in a damaged event"
         return masked
     original = _credential_values(_try_load(body))
@@ -214,7 +231,7 @@ def _credential_values(value: Any) -> frozenset[str]:
 def _without(value: Any, secrets: frozenset[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: _without(item, secrets)
+            _without(key, secrets): _without(item, secrets)
             for key, item in value.items()
             if not (_SECRET_KEY.match(key) or _is_secret(item, secrets))
         }
@@ -228,11 +245,13 @@ def _without(value: Any, secrets: frozenset[str]) -> Any:
 
 
 def _is_secret(value: Any, secrets: frozenset[str]) -> bool:
-    return isinstance(value, str) and (value in secrets or _SIGNED_URL.fullmatch(value) is not None)
+    return isinstance(value, str) and (
+        value in secrets or ((url := _URL.fullmatch(value)) is not None and _SIGNATURE.search(url[0]) is not None)
+    )
 
 
 def _mask_text(text: str) -> str:
-    text = _SIGNED_URL.sub(MASK, text)
+    text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
     return _SECRET_PAIR.sub(_mask_pair, text)
 
 

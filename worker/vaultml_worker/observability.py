@@ -46,7 +46,7 @@ def _redacted(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, events.MASK)
-        return value
+        return events.mask_text(value)
     if isinstance(value, dict):
         return {key: _redacted(item, secrets) for key, item in value.items()}
     return [_redacted(item, secrets) for item in value] if isinstance(value, list | tuple) else value

@@ -95,7 +95,13 @@ class KafkaQueue:
         )
         self._producer = Producer(
             # Sent until acknowledged, however long the broker is away: the offset waits as well.
-            self._client | {"enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5}
+            self._client
+            | {
+                "enable.idempotence": True,
+                "message.timeout.ms": 0,
+                "linger.ms": 5,
+                "topic.metadata.propagation.max.ms": 2000,
+            }
         )
         self._progress: dict[int, Progress] = {}
         self._subscribed = False
@@ -291,6 +297,8 @@ class KafkaQueue:
             self._progress[item.partition] = Progress()
         if self._paused:
             consumer.pause(partitions)
+        else:  # librdkafka remembers a pause across losing a partition and getting it back
+            consumer.resume(partitions)
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._producer.poll(0)
