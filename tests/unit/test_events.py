@@ -143,6 +143,8 @@ def test_dead_letters_keep_the_original_bytes_but_not_credentials() -> None:
         '{"storage_secret": "p1anted"}'.encode("utf-16"),
         b'{"payload": {"signedUrl": "http://x/?a=p1anted"}}',
         b'{"u": "https://x/y?X-Amz-Signature=p1anted"}',
+        b'{"u": "https%3A%2F%2Fx%2Fy%3FX-Amz-Signature%3Dp1anted"}',
+        b'{"u": "https://x/y?a=1&amp;Signature=p1anted"',
         b'\xff{"storage_secret": "p1anted"}',
     ],
 )

@@ -13,10 +13,10 @@ MASK = "***"
 _SECRET_KEY = re.compile(r"storage_|(?:pre)?signed_?url$", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"public_?key$|product_?id$", re.IGNORECASE)
 # A URL that carries its own permission: S3, Google, Azure, CloudFront and their kin.
-_URL = re.compile(r"https?://(?:[^\s\"'<>\\]|\\{1,16}+u0026)*+", re.IGNORECASE)
+_URL = re.compile(r"https?(?::|%3A)(?:/|%2F){2}(?:[^\s\"'<>\\]|\\{1,16}+u0026)*+", re.IGNORECASE)
 _SIGNATURE = re.compile(
-    r"(?:[?&]|&amp;|u0026)(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
-    r"|signature|sig|awsaccesskeyid|googleaccessid)=",
+    r"(?:[?&]|&amp;|u0026|%3F|%26)(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
+    r"|signature|sig|awsaccesskeyid|googleaccessid)(?:=|%3D)",
     re.IGNORECASE,
 )
 # In text that may not be JSON, or be JSON inside a JSON string: a storage_* or signed-URL key and its value.

@@ -242,8 +242,10 @@ class KafkaQueue:
                 self.reject(letter.message, PermanentFailure(Cause.RESULT_TOO_LARGE, said))
                 return
             letter.body = b"withheld: larger than this topic takes"
-        if letter.topic == self._dead_letters and error.code() in _MISSING_TOPIC:
-            self._create_dead_letter_topic()
+        missing = letter.topic == self._dead_letters and error.code() in _MISSING_TOPIC
+        if missing and self._create_dead_letter_topic():
+            self._retry(letter, 0.1)
+            return
         self._trouble(error, f"topic {letter.topic}")
         self._retry(letter, _RETRY_S)
 
@@ -251,14 +253,18 @@ class KafkaQueue:
         letter.due = time.monotonic() + seconds
         self._unsent.append(letter)
 
-    def _create_dead_letter_topic(self) -> None:
-        """Nobody thinks of this topic before the first poison message: make it, where we may."""
+    def _create_dead_letter_topic(self) -> bool:
+        """Nobody thinks of this topic before the first poison message: make it, where we may; whether it is there."""
         admin = AdminClient(self._client)
         made = admin.create_topics([NewTopic(self._dead_letters, num_partitions=1)], operation_timeout=10)
         try:
             made[self._dead_letters].result(timeout=15)
         except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return True
             self._trouble(error.args[0], f"topic {self._dead_letters}, which is missing and can't be created")
+            return False
+        return True
 
     def _serve(self, timeout: float) -> None:
         """Take in acknowledgements, send again what is due, commit."""
