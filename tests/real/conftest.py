@@ -1,12 +1,18 @@
 """Real parts, started once per test run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from testbed import darknet
 from testbed.kafka import Broker, available
 from tests.parts import need
+from tests.real.scene import Scene
+from vaultml_worker import fetch
+from vaultml_worker.dev import agent, footage
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +30,39 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[Broker]:
 def original() -> None:
     """The original Darknet is on this machine."""
     need(darknet.available())
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[bytes]:
+    """A few recordings of one second, cut from real footage; the worker's default model is there, too."""
+    fetch.model("yolov3-tiny")
+    cutting = agent.cut(footage.find(None), 1.0)
+    return [body for body, _, _ in islice(cutting, 3)]
+
+
+@pytest.fixture
+def stage(
+    kafka: Broker, clips: list[bytes], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Scene]]:
+    """Makes a scene; the logs of its workers are kept when the test fails."""
+    failed_before = request.session.testsfailed
+    scenes: list[Scene] = []
+
+    with ExitStack() as stack:
+
+        def make(partitions: int = 1) -> Scene:
+            scenes.append(Scene(kafka, tmp_path, clips, stack, partitions))
+            return scenes[-1]
+
+        yield make
+        if request.session.testsfailed > failed_before:
+            for worker in (worker for scene in scenes for worker in scene.workers):
+                worker.keep_log()
+
+
+@pytest.fixture
+def scene(stage: Callable[..., Scene]) -> Scene:
+    """A queue of one partition with its target and dead-letter topic."""
+    made = stage()
+    made.create(made.queue, made.target, made.dead)
+    return made
