@@ -81,3 +81,14 @@ def test_killed_with_sigkill_it_leaves_no_process(tmp_path: Path, tiny: Path, br
         wait_for(lambda: len(worker.started()) >= 2, 20, "the decoders to run")
         worker.kill()
         assert worker.started() == {}
+
+
+def test_a_file_that_is_no_certificate_ends_it(tmp_path: Path, tiny: Path, broker: EmbeddedBroker) -> None:
+    nonsense = tmp_path / "ca.crt"
+    nonsense.write_text("no certificate")
+    with site(broker, tmp_path) as here:
+        variables = {**here.variables, "KAFKA_SECURITY": "SSL", "KAFKA_SSL_CA": str(nonsense)}
+        with Worker(variables, tmp_path / "log") as worker:
+            assert worker.wait() == 2
+            assert "vaultml: wrong settings: the Kafka client refuses the KAFKA_ variables: " in worker.log_text()
+            assert "ssl.ca.location failed" in worker.log_text()

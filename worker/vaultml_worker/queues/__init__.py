@@ -6,7 +6,10 @@ from vaultml_worker.settings import Settings
 
 
 def connect(settings: Settings, report: Report) -> Queue:
-    """The queue that the settings name; it connects in the background and tells `report` what keeps it from it."""
+    """The queue that the settings name; it connects in the background and tells `report` what keeps it from it.
+
+    Raises InvalidInput when its client refuses the settings.
+    """
     return KafkaQueue(settings, report)
 
 

@@ -14,7 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 from vaultml_worker import events
 from vaultml_worker.queues.base import Message, Report
 from vaultml_worker.queues.offsets import Progress
-from vaultml_worker.records import Cause, PermanentFailure
+from vaultml_worker.records import Cause, InvalidInput, PermanentFailure
 from vaultml_worker.settings import Settings
 
 _REPEAT_S = 30.0
@@ -23,6 +23,8 @@ _RETRY_S = 5.0
 """A result that the broker refused is sent again after this long."""
 _LOOK_S = 1.0
 """How often to look whether a missing topic has come."""
+_MOST_UNSENT = 100
+"""While so many results can't be sent, no message is taken: memory stays bounded, and nothing is done in vain."""
 _PAUSE_S = 1.0
 """How long nothing may be wanted before fetching is paused; the group is kept by polling at this pace."""
 _ERROR_HEADER_BYTES = 2000
@@ -79,30 +81,30 @@ class KafkaQueue:
         self._report = report
         self._reported: dict[str, float] = {}
         self._client = client_settings(settings) | {"error_cb": self._on_error}
-        self._consumer = Consumer(
-            self._client
-            | {
-                "group.id": settings.kafka_group,
-                "auto.offset.reset": settings.kafka_offset_reset,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 15_000,
-                "queued.max.messages.kbytes": 4096,
-                "topic.metadata.refresh.interval.ms": 30_000,
-                "on_commit": self._on_commit,
-            }
-        )
-        self._producer = Producer(
-            # Sent until acknowledged, however long the broker is away: the offset waits as well.
-            self._client
-            | {
-                "enable.idempotence": True,
-                "message.timeout.ms": 0,
-                "linger.ms": 5,
-                "topic.metadata.propagation.max.ms": 2000,
-            }
-        )
+        consumer = self._client | {
+            "group.id": settings.kafka_group,
+            "auto.offset.reset": settings.kafka_offset_reset,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 15_000,
+            "queued.max.messages.kbytes": 4096,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            "on_commit": self._on_commit,
+        }
+        # Sent until acknowledged, however long the broker is away: the offset waits as well.
+        producer = self._client | {
+            "enable.idempotence": True,
+            "message.timeout.ms": 0,
+            "linger.ms": 5,
+            "topic.metadata.propagation.max.ms": 2000,
+        }
+        try:
+            self._consumer, self._producer = Consumer(consumer), Producer(producer)
+        except KafkaException as error:
+            raise InvalidInput(
+                f"wrong settings: the Kafka client refuses the KAFKA_ variables: {error.args[0].str()}"
+            ) from None
         self._progress: dict[int, Progress] = {}
         self._subscribed = False
         self._next_look = 0.0
@@ -119,6 +121,9 @@ class KafkaQueue:
 
     def receive(self, timeout: float) -> Message | None:
         """See Queue."""
+        if self._in_flight + len(self._unsent) >= _MOST_UNSENT:
+            self.tend(timeout)
+            return None
         self._serve(0)
         if self._stash:
             return self._stash.pop(0)
