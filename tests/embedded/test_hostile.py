@@ -4,25 +4,31 @@ import json
 import os
 import random
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import psutil
 import pytest
+from flask import Flask, Response
 
 from testbed.process import wait_for
 from testbed.worker import Worker
 from tests.embedded.site import Site, event, site
 from tests.recordings import FRAGMENTED, clip
 from vaultml_worker.dev.broker import EmbeddedBroker
+from vaultml_worker.dev.vault import VaultServer
 from vaultml_worker.records import Cause
 
 SEED = 20261122
 DAMAGED = 200
+FUZZED = 500
 MEMORY = 3 << 30
 """What the worker and its decoders together may have resident, in bytes."""
 
@@ -108,6 +114,37 @@ def resident(worker: Worker) -> int:
     return total
 
 
+@contextmanager
+def endless_vault() -> Iterator[str]:
+    """A Vault whose recording never ends."""
+    app = Flask("endless")
+    app.get("/storage/blob")(lambda: Response(iter(lambda: bytes(1 << 16), b"")))
+    server = VaultServer(app)
+    yield server.url
+    server.close()
+
+
+def fuzzed(number: int, key: str) -> bytes:
+    """An event that was cut off, whose bits were flipped, or whose fields are of other types."""
+    dice = random.Random(SEED + number)
+    body = bytearray(event(key, date=1, events=["monitor"], data={"storage_note": "x" * dice.randrange(50)}))
+    match number % 4:
+        case 0:
+            return bytes(body[: dice.randrange(len(body))])
+        case 1:
+            for _ in range(dice.randrange(1, 20)):
+                body[dice.randrange(len(body))] ^= 1 << dice.randrange(8)
+            return bytes(body)
+        case 2:
+            return dice.randbytes(dice.randrange(2000))
+        case _:
+            odd: Any = dice.choice([None, True, 1e308, [], {}, [[]], "\ud800", "x" * 5000, -1, {"key": {}}])
+            document = json.loads(event(key))
+            document[dice.choice(["provider", "source", "payload", "data", "events", "operation"])] = odd
+            document["payload"] = dice.choice([document["payload"], {"key": odd}, {"key": key, "metadata": odd}])
+            return json.dumps(document).encode()
+
+
 def outcomes(here: Site, count: int, worker: Worker) -> None:
     """Wait until the worker has settled `count` messages, watching its memory all the while."""
 
@@ -144,6 +181,22 @@ def test_damaged_recordings(tiny: Path, broker: EmbeddedBroker, tmp_path: Path) 
             assert vaultml["truncated"], key
 
 
+def test_fuzzed_events(tiny: Path, broker: EmbeddedBroker, tmp_path: Path) -> None:
+    print(f"seed {SEED}")  # noqa: T201
+    with site(broker, tmp_path) as here, Worker(here.variables, tmp_path / "log") as worker:
+        key = here.store("good.mp4", clip(0.2))
+        sent = [fuzzed(number, key) for number in range(FUZZED)]
+        here.announce(*sent)
+        outcomes(here, FUZZED, worker)
+        published = int(worker.metrics()['vaultml_recordings_total{outcome="published"}'])
+        letters = here.messages(f"{here.name}-results.dlq", FUZZED - published)
+        causes = {name: value for name, value in worker.metrics().items() if "dead_letters_total" in name}
+        assert worker.terminate() == 0
+    assert len(letters) == FUZZED - published
+    assert 0 < published < FUZZED / 2
+    assert not any("internal" in name for name in causes)
+
+
 def test_recordings_made_to_do_harm(tiny: Path, broker: EmbeddedBroker, tmp_path: Path) -> None:
     expected = {
         "huge.jpg": (huge_picture(), Cause.TOO_MANY_PIXELS),
@@ -153,9 +206,16 @@ def test_recordings_made_to_do_harm(tiny: Path, broker: EmbeddedBroker, tmp_path
         "large.mp4": (bytes(30_000_000), Cause.TOO_LARGE),
     }
     limits = {"DECODER_SECONDS": "3", "RECORDING_MAX_BYTES": "20000000", "LOG_FORMAT": "json"}
-    with site(broker, tmp_path) as here, Worker({**here.variables, **limits}, tmp_path / "log") as worker:
+    with (
+        site(broker, tmp_path) as here,
+        endless_vault() as address,
+        Worker({**here.variables, **limits}, tmp_path / "log") as worker,
+    ):
         for name, (body, _) in expected.items():
             here.announce(event(here.store(name, body)))
+        access = {"storage_uri": address, "storage_access_key": "access", "storage_secret": "secret"}
+        here.announce(event("user/endless.mp4", data=access))
+        expected["endless.mp4"] = (b"", Cause.TOO_LARGE)
         good = here.store("good.mp4", clip(1))
         here.announce(event(good))
         outcomes(here, len(expected) + 1, worker)

@@ -96,6 +96,44 @@ def test_what_each_refusal_means(serve: Serve, stored: Flask) -> None:
             assert url not in str(caught.value)
 
 
+def test_a_foreign_provider_does_not_hold_the_queue_of_a_vault_that_works(serve: Serve, stored: Flask) -> None:
+    """Our credentials were accepted before and still are: it is this event that is refused, for good."""
+    vault = Vault(access(serve(stored)), attempts=1)
+    with pytest.raises(RetryableFailure):
+        vault.fetch(event(source="other"))
+    assert vault.fetch(event()) == BODY
+    with pytest.raises(PermanentFailure, match="may not use the provider") as caught:
+        vault.fetch(event(source="other"))
+    assert caught.value.cause is Cause.UNAUTHORIZED
+    vault.close()
+
+
+def test_keys_that_were_good_once_and_are_refused_now_hold(serve: Serve) -> None:
+    answers = iter([200, 401, 401])
+    app = answering(lambda: Response(b"movie", status=next(answers)))
+    app.post("/ping", endpoint="ping")(lambda: Response(status=401))
+    vault = Vault(access(serve(app)), attempts=1)
+    assert vault.fetch(event()) == b"movie"
+    for _ in range(2):
+        with pytest.raises(RetryableFailure) as caught:
+            vault.fetch(event())
+        assert caught.value.cause is Cause.UNAUTHORIZED
+    vault.close()
+
+
+def test_a_dead_vault_that_only_an_event_names_is_given_up_in_the_end() -> None:
+    own = access("http://127.0.0.1:9")
+    vault = Vault(None, max_wait=0.01, stranger_patience=0.2)
+    with pytest.raises(PermanentFailure, match="no connection") as caught:
+        vault.fetch(event(own=own))
+    assert caught.value.cause is Cause.UNAVAILABLE
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RetryableFailure):
+        Vault(None, stop=stop).fetch(event(own=own))
+    vault.close()
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
 def test_passing_trouble_is_tried_again_with_a_word(serve: Serve, status: int) -> None:
     calls: list[int] = []

@@ -40,7 +40,8 @@ class Vault:
 
     `own` may be None (every event brings its credentials); `max_bytes` bounds one recording; `timeout` is seconds to
     connect and between two reads; `deadline` is seconds for one whole download. A failure that may pass is tried again
-    with backoff and jitter until `stop` is set, or `attempts` times when that is given; `on_retry` hears of each.
+    with backoff and jitter until `stop` is set, or `attempts` times when that is given; for `stranger_patience` seconds
+    where the event names its own Vault. `on_retry` hears of each.
     Thread-safe; errors name the call and the cause, never a body, a header or a signed URL.
     """
 
@@ -54,6 +55,7 @@ class Vault:
         deadline: float = 600.0,
         connections: int = 8,
         attempts: int | None = None,
+        stranger_patience: float = 900.0,
         max_wait: float = 30.0,
         stop: threading.Event | None = None,
         on_retry: Callable[[RetryableFailure, float], None] | None = None,
@@ -63,16 +65,19 @@ class Vault:
         self._max_bytes = max_bytes
         self._timeout = timeout
         self._deadline = deadline
+        self._stranger_patience = stranger_patience
         self._session = requests.Session()
         self._session.trust_env = False  # no .netrc credentials, no proxies that would see the keys
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0))
-        stop = stop or threading.Event()
-        give_up = tenacity.stop_when_event_set(stop)
+        self._accepted = False
+        self._stop = stop = stop or threading.Event()
+        stopped = tenacity.stop_when_event_set(stop)
+        self._give_up = tenacity.stop_any(stopped, tenacity.stop_after_attempt(attempts)) if attempts else stopped
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetryableFailure),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=max_wait),
-            stop=give_up if attempts is None else tenacity.stop_any(give_up, tenacity.stop_after_attempt(attempts)),
+            stop=self._give_up,
             sleep=tenacity.sleep_using_event(stop),
             before_sleep=_telling(on_retry) if on_retry else None,
             reraise=True,
@@ -90,7 +95,16 @@ class Vault:
                 Cause.NO_VAULT, "neither the event nor VAULT_API_URL, VAULT_ACCESS_KEY, VAULT_SECRET_KEY name a Vault"
             )
         get = self._blob if self._download == "blob" else self._by_signed_url
-        return self._retrying.copy()(get, access, event)
+        if event.access is None:
+            return self._retrying.copy()(get, access, event)
+        # A Vault that only this event names must not hold a place for ever: four such events would stop a worker.
+        patience = tenacity.stop_any(self._give_up, tenacity.stop_after_delay(self._stranger_patience))
+        try:
+            return self._retrying.copy(stop=patience)(get, access, event)
+        except RetryableFailure as failure:
+            if self._stop.is_set():
+                raise
+            raise PermanentFailure(failure.cause, failure.message) from None
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -124,9 +138,34 @@ class Vault:
         }
         # An event's own address is as confidential as its keys.
         call = f"GET {path} at {_shown(access.url) if event.access is None else 'the Vault that the event names'}"
+        own = event.access is None
         with self._open(call, access.url.rstrip("/") + path, headers, redirects=False) as response:
-            _check(response, call, own=event.access is None)
+            if own and response.status_code in (401, 403) and self._refuses_only_this(access):
+                raise PermanentFailure(
+                    Cause.UNAUTHORIZED,
+                    f"{call} was answered with {response.status_code}, though our credentials are good: "
+                    "the account may not use the provider that the event names",
+                )
+            self._accepted = self._accepted or (own and response.status_code in (200, 404, 410))
+            _check(response, call, own=own)
             yield response
+
+    def _refuses_only_this(self, access: VaultAccess) -> bool:
+        """Whether our own credentials, which were accepted for other recordings, are good still.
+
+        Vault answers 401 to wrong keys and to a provider that the account is not bound to. Wrong keys, or an account
+        never bound, hold the whole queue; an event that names a foreign provider must not.
+        """
+        if not self._accepted:
+            return False
+        headers = {ACCESS_KEY: access.access_key.encode(), SECRET_KEY: access.secret_key.encode()}
+        try:
+            with self._session.post(
+                f"{access.url.rstrip('/')}/ping", headers=headers, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                return response.status_code == 200
+        except RequestException:
+            return False
 
     @contextmanager
     def _open(
