@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -205,3 +206,8 @@ def test_a_missing_package_is_one_sentence_that_says_what_to_do(monkeypatch: pyt
     assert darknet.available() == (
         "The original Darknet is not installed (/nowhere/libdarknet.so is missing): apt-get install darknet"
     )
+
+
+def test_loading_it_leaves_arithmetic_as_it_was(tiny: Path, cfgs: dict[str, Path]) -> None:
+    with Network(cfgs["1,2,3"], tiny / "yolov3-tiny.weights"):
+        assert sys.float_info.min / 2 > 0
