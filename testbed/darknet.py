@@ -198,7 +198,7 @@ def resize_letterbox(image_rgb: NDArray[np.uint8], width: int, height: int) -> N
 def _library() -> ctypes.CDLL:
     """Load the library once and declare what is used of it, as `darknet.h` does."""
     library = ctypes.CDLL(str(LIBRARY))
-    # Built with fast math, it makes this thread round subnormal numbers to zero as it is loaded: undo that (FE_DFL_ENV).
+    # Built with fast math, it makes this thread round subnormal numbers to zero when it is loaded: back to FE_DFL_ENV.
     ctypes.CDLL(None).fesetenv(ctypes.c_void_p(-1))
     c_int, c_float, network = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     floats, detections = ctypes.POINTER(c_float), ctypes.POINTER(_Detection)
