@@ -88,3 +88,10 @@ def test_degenerate_boxes_do_no_harm() -> None:
     flat: Box = (5, 5, 5, 5)
     tracks = track([[Detection("x", 0.5, flat)]] * 3, [0, 0, 0], move_distance=1)
     assert len(tracks) == 1
+
+
+def test_someone_coming_the_other_way_is_someone_else() -> None:
+    """The first walker is lost from sight where another comes towards the place."""
+    frames = [[seen("person", 70 * i, 100)] for i in range(3)] + [[seen("person", 30, 100)]]
+    tracks = track(frames, at(4), move_distance=10)
+    assert [len(t.sightings) for t in tracks] == [3, 1]

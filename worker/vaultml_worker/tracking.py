@@ -116,11 +116,13 @@ def _cost(trail: _Trail, detection: Detection) -> float:
     here = _centre(detection.box)
     travelled = math.dist(_centre(trail.box), here) / size
     allowed = min(_JITTER + SPEED * trail.elapsed, _REACH)
-    if ratio > _RATIO or travelled > allowed:
+    # Off the way that it was going: who walks on rarely turns round between two frames, someone else often comes along.
+    astray = math.dist(trail.guess, here) / size
+    if ratio > _RATIO or max(travelled, astray) > allowed:
         return math.inf
     if detection.label not in trail.labels and travelled > _JITTER:
         return math.inf
-    surprise = min(travelled, math.dist(trail.guess, here) / size + _JITTER / 2)
+    surprise = min(travelled, astray + _JITTER / 2)
     return surprise / allowed + 0.5 * math.log(ratio) + (0 if detection.label in trail.labels else _OTHER_LABEL)
 
 
