@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from confluent_kafka.admin import AdminClient
 
 from testbed.kafka import Broker
 from testbed.process import LOOPBACK, free_port, wait_for
-from tests.real.scene import ACCOUNT, IN_FLIGHT, STRANGER, WAIT_S, Scene, event, keys_of, unready
+from tests.real.scene import ACCOUNT, IN_FLIGHT, QUIET, STRANGER, WAIT_S, Scene, event, keys_of, unready
+from vaultml_worker.queues.kafka import MOST_UNSENT
 
 
 def test_a_wrong_password_is_named_and_waited_for(scene: Scene) -> None:
@@ -178,3 +180,23 @@ def test_own_credentials_that_are_refused_hold_everything(scene: Scene) -> None:
     assert scene.letters() == []
     for secret in (ACCOUNT.access_key, ACCOUNT.secret_key):
         assert secret not in worker.log_text()
+
+
+def test_a_target_that_vanishes_holds_its_results_and_then_the_queue(kafka: Broker, scene: Scene) -> None:
+    """Some hundred results wait for their topic; for more than that no event is taken. Nothing is lost."""
+    worker = scene.worker().wait_ready()
+    admin = AdminClient({"bootstrap.servers": kafka.plaintext, **QUIET})
+    admin.delete_topics([scene.target.name])[scene.target.name].result(timeout=20)
+    wait_for(lambda: not scene.target.exists(), WAIT_S, "the target to be gone")
+    sent = scene.events(MOST_UNSENT + 30)
+    scene.send(*sent)
+    settled = 'vaultml_recordings_total{outcome="published"}'
+    wait_for(lambda: worker.metrics()[settled] >= MOST_UNSENT, WAIT_S, "results to wait", process=worker.process)
+    worker.wait_log(f"topic {scene.target.name}: the topic does not exist")
+    wait_for(lambda: worker.metrics()["vaultml_in_flight"] == 0, WAIT_S, "the worker to hold", process=worker.process)
+    assert worker.metrics()[settled] <= MOST_UNSENT + IN_FLIGHT
+    assert set(scene.committed().values()) == {0}
+    scene.create(scene.target)
+    scene.await_results(keys_of(sent))
+    scene.await_committed()
+    assert worker.terminate() == 0

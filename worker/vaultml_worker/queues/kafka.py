@@ -23,7 +23,7 @@ _RETRY_S = 5.0
 """A result that the broker refused is sent again after this long."""
 _LOOK_S = 1.0
 """How often to look whether a missing topic has come."""
-_MOST_UNSENT = 100
+MOST_UNSENT = 100
 """While so many results can't be sent, no message is taken: memory stays bounded, and nothing is done in vain."""
 _PAUSE_S = 1.0
 """How long nothing may be wanted before fetching is paused; the group is kept by polling at this pace."""
@@ -121,7 +121,7 @@ class KafkaQueue:
 
     def receive(self, timeout: float) -> Message | None:
         """See Queue."""
-        if self._in_flight + len(self._unsent) >= _MOST_UNSENT:
+        if self._in_flight + len(self._unsent) >= MOST_UNSENT:
             self.tend(timeout)
             return None
         self._serve(0)
