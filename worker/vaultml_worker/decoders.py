@@ -47,7 +47,10 @@ class Decoders:
         return result
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Any importable function that decodes, under the same limits."""
+        """Call any importable function that decodes in a child, under the same limits; gives what it gives.
+
+        Raises what it raises, and PermanentFailure DECODER_CRASHED, DECODER_TIMEOUT or DECODER_MEMORY.
+        """
         child = self._free.get()
         try:
             return child.run(function, args)
@@ -92,8 +95,6 @@ class _Child:
             future = self._pool.schedule(function, args=args, timeout=self._seconds)
         try:
             return future.result(timeout=self._seconds + _GRACE_S)
-        except ProcessExpired:
-            raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
         except TimeoutError:
             if not future.done():
                 self._replace()
@@ -101,8 +102,9 @@ class _Child:
             raise PermanentFailure(Cause.DECODER_TIMEOUT, late) from None
         except MemoryError:
             raise PermanentFailure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES") from None
-        except (RuntimeError, concurrent.futures.CancelledError):
-            self._replace()
+        except (ProcessExpired, RuntimeError, concurrent.futures.CancelledError) as error:
+            if not isinstance(error, ProcessExpired):  # the pool itself broke
+                self._replace()
             raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
 
     def close(self) -> None:

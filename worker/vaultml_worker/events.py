@@ -96,11 +96,6 @@ def mask(value: Any) -> Any:
     return _masked(value, _credential_values(value))
 
 
-def mask_text(text: str) -> str:
-    """Text for the log: signed URLs and the values of `storage_*` keys replaced by `***`."""
-    return _mask_text(text)
-
-
 def _masked(value: Any, secrets: frozenset[str]) -> Any:
     if isinstance(value, dict):
         return {
@@ -120,7 +115,7 @@ def scrub_bytes(body: bytes) -> bytes:
     Untouched when there is nothing to hide; otherwise only the values are replaced by `***`. Where a credential hides
     in a form that can't be cut out in place (escaped keys, nested values), a JSON event is written anew without it.
     """
-    text = _mask_text(body.decode("latin-1"))
+    text = mask_text(body.decode("latin-1"))
     masked = text.encode("latin-1")
     try:
         document = _load(masked)
@@ -128,7 +123,7 @@ def scrub_bytes(body: bytes) -> bytes:
         # Not JSON: UTF-16 or escapes could still hide a key, so such bodies are withheld.
         plain = masked.replace(b"\0", b"")
         flat = re.sub(rb"\\u00([0-9a-fA-F]{2})", lambda match: bytes([int(match[1], 16)]), plain)
-        hidden = flat != masked and _mask_text(flat.decode("latin-1")) != flat.decode("latin-1")
+        hidden = flat != masked and mask_text(flat.decode("latin-1")) != flat.decode("latin-1")
         if hidden or _SECRET_GROUP.search(flat):
             return b"withheld: credentials in a damaged event"
         return masked
@@ -240,7 +235,7 @@ def _without(value: Any, secrets: frozenset[str]) -> Any:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, MASK)
-        return _mask_text(value)
+        return mask_text(value)
     return value
 
 
@@ -250,7 +245,8 @@ def _is_secret(value: Any, secrets: frozenset[str]) -> bool:
     )
 
 
-def _mask_text(text: str) -> str:
+def mask_text(text: str) -> str:
+    """The same text with signed URLs and the values of `storage_*` keys replaced by `***`; JSON stays JSON."""
     text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
     return _SECRET_PAIR.sub(_mask_pair, text)
 

@@ -62,7 +62,7 @@ def _samples(size: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], N
 def _lerp(
     rows: NDArray[np.uint8], x0: NDArray[np.intp], x1: NDArray[np.intp], fraction: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    # A pixel's three bytes are gathered as one item: numpy is more than twice as fast at that.
+    # A pixel's three bytes are gathered as one item: numpy is faster at that.
     pixels = rows.view("V3")[..., 0]
     left, right = (pixels.take(x, axis=1).view(np.uint8).reshape(len(rows), -1).astype(np.float32) for x in (x0, x1))
     left += (right - left) * np.repeat(fraction, 3)

@@ -109,6 +109,7 @@ class _Video:
         return spread(self.times, self._key_times, self._end, count)
 
     def take(self, wanted: Sequence[int], asked: int, network: tuple[int, int]) -> Sample:
+        """The frames at the `wanted` times (pts); a change of size in mid-stream is fitted to the first frame's."""
         frames: list[Frame] = []
         size = (0, 0)
         for time, picture in self._decode(wanted):
