@@ -5,6 +5,12 @@ READY  := $(VENV)/.ready
 # onnxruntime reports to its maker otherwise; the worker sets it for itself
 export ORT_DISABLE_TELEMETRY := 1
 
+# What is written by a command of ours: file=command, with : for spaces.
+GENERATED := docs/variables.md=vaultml:variables docs/reasons.md=vaultml-operator:reasons \
+	crds/vaultmlpipelines.ml.kerberos.io.yaml=vaultml-operator:crd deploy/install.yaml=vaultml-operator:install
+written = $(word 1,$(subst =, ,$(1)))
+writer  = $(subst :, ,$(word 2,$(subst =, ,$(1))))
+
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
 
@@ -29,14 +35,15 @@ lint: setup ## ruff, mypy strict, import contracts, generated files
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(BIN)/vaultml variables | diff -u docs/variables.md - || (echo "docs/variables.md is stale: make docs"; exit 1)
+	@$(foreach made,$(GENERATED),$(BIN)/$(call writer,$(made)) | diff -u $(call written,$(made)) - \
+		|| { echo "$(call written,$(made)) is stale: make docs"; exit 1; };)
 
 format: setup ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: setup ## write the generated documents
-	$(BIN)/vaultml variables > docs/variables.md
+	@$(foreach made,$(GENERATED),$(BIN)/$(call writer,$(made)) > $(call written,$(made));)
 
 bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write

@@ -1,12 +1,154 @@
 """The command `vaultml-operator`."""
 
-import argparse
+import asyncio
+import logging
+import sys
 from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import structlog
+import typer
+import yaml
+
+from vaultml_operator import crd as definition
+from vaultml_operator import install as installation
+from vaultml_operator import reasons as catalogue
+
+_VERSION = version("vaultml")
+_IMAGE = f"vaultml/operator:{_VERSION}"
+_WORKER_IMAGE = f"vaultml/worker:{_VERSION}"
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+WorkerImage = Annotated[
+    str, typer.Option(envvar="WORKER_IMAGE", help="Image of the workers where a pipeline names none.")
+]
 
 
 def main() -> None:
-    """Print the version; the operator's commands arrive with the operator."""
-    parser = argparse.ArgumentParser(prog="vaultml-operator", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"vaultml-operator {version('vaultml')}")
-    parser.parse_args()
-    parser.print_help()
+    """Run the command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(show: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+    """Reconciles VaultMLPipeline resources into workers."""
+    if show:
+        typer.echo(f"vaultml-operator {_VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Watch this namespace only; repeatable. Default: the whole cluster.")
+    ] = None,
+    worker_image: WorkerImage = _WORKER_IMAGE,
+    lease_namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the Lease. Default: the pod's own, else `default`.")
+    ] = None,
+    lease_name: Annotated[
+        str, typer.Option(help="Name of the Lease: operators that share out namespaces need one each.")
+    ] = "vaultml-operator",
+    host: Annotated[str, typer.Option(envvar="HTTP_HOST", help="Address of health and metrics.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(envvar="HTTP_PORT", help="Its port; 0 picks a free one.")] = 8080,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Pipelines in work at the same time.")] = 16,
+    resync_seconds: Annotated[
+        float, typer.Option(min=10, help="How often each pipeline is looked at without any event.")
+    ] = 600,
+    log_format: Annotated[
+        Literal["console", "json"], typer.Option(envvar="LOG_FORMAT", help="Form of the log.")
+    ] = "json",
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option(envvar="LOG_LEVEL", help="Least level logged.")
+    ] = "INFO",
+) -> None:
+    """Watch and reconcile, until SIGTERM."""
+    # kopf and the API client are loaded by this command only.
+    from vaultml_operator.app import Operator, Options
+
+    _set_up_logging(log_format, log_level)
+    options = Options(
+        namespaces=tuple(dict.fromkeys(namespace or ())),
+        image=worker_image,
+        lease_namespace=lease_namespace,
+        lease_name=lease_name,
+        host=host,
+        port=port,
+        concurrency=concurrency,
+        resync_seconds=resync_seconds,
+    )
+    sys.exit(asyncio.run(_run(Operator, options)))
+
+
+async def _run(operator: Any, options: Any) -> int:
+    status: int = await operator(options).run()
+    return status
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition."""
+    typer.echo(_yaml([definition.definition()]), nl=False)
+
+
+@app.command()
+def install(
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Watch this namespace only, with rights in it only; repeatable.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="Image of the operator.")] = _IMAGE,
+    worker_image: WorkerImage = _WORKER_IMAGE,
+    replicas: Annotated[int, typer.Option(min=1, max=9, help="Replicas; one leads, the others stand by.")] = 2,
+) -> None:
+    """Print all that runs the operator in a cluster: CRD, namespace, RBAC, Deployment."""
+    typer.echo(_yaml(installation.manifests(image, worker_image, namespace or (), replicas)), nl=False)
+
+
+@app.command()
+def reasons() -> None:
+    """Print the catalogue of reasons, docs/reasons.md."""
+    typer.echo(catalogue.reference(), nl=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without anchors, which kubectl would understand and people would not."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def _yaml(documents: list[dict[str, Any]]) -> str:
+    head = "# Written by `make docs`; the models are in operator/vaultml_operator/.\n"
+    return head + "---\n".join(
+        yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True) for each in documents
+    )
+
+
+def _set_up_logging(form: str, level: str) -> None:
+    """Have structlog write our log and, through it, for what kopf and the client log."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [structlog.dev.ConsoleRenderer(colors=False)]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("vaultml_operator").setLevel(level)
+    # kopf logs whole objects at DEBUG, Secrets among them: never below WARNING.
+    logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -76,7 +76,14 @@ class Settings(BaseSettings):
         default=None,
         description="Labels, one a line; absent: the file beside the model that ends in `.names`, else COCO.",
     )
-    engine: Literal["auto", "onnxruntime"] = Field(default="auto", description="What runs the network.")
+    engine: Literal["auto", "onnxruntime", "tensorrt"] = Field(
+        default="auto",
+        description="What runs the network. `auto`: the best one there is here. `tensorrt` is not there yet: the "
+        "worker ends rather than fall back to the CPU.",
+    )
+    engine_cache: Path | None = Field(
+        default=None, description="Folder that keeps built engines between starts; used by `tensorrt`."
+    )
     detection_threshold: float = Field(default=0.5, gt=0, lt=1, description="Least probability of a detection.")
     detection_classes: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Labels to report, comma-separated; empty: all."

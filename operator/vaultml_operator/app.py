@@ -1,0 +1,213 @@
+"""The running operator: watches, work queue, checks, leadership, health and metrics, started and ended together."""
+
+import asyncio
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kopf
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from vaultml_operator import handlers
+from vaultml_operator.cluster import ApiError, Cluster, connect
+from vaultml_operator.leader import Leadership, LeadershipLost
+from vaultml_operator.metrics import Metrics
+from vaultml_operator.probes import Probes
+from vaultml_operator.reconcile import Key, Reconciler
+from vaultml_operator.workqueue import Queue
+
+_log = structlog.get_logger(__name__)
+
+LEASE = "vaultml-operator"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_DEADLINE_S = 120.0
+_STUCK_S = 3 * _DEADLINE_S
+_CRD_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the operator runs.
+
+    No `namespaces` means the whole cluster. `lease_namespace` None: the pod's own, else `default`. Port 0 picks one.
+    """
+
+    namespaces: Sequence[str] = ()
+    image: str
+    lease_namespace: str | None = None
+    lease_name: str = LEASE
+    host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
+    port: int = 8080
+    concurrency: int = 16
+    resync_seconds: float = 600.0
+
+
+class Operator:
+    """All parts of one replica. `run` returns the exit status."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._metrics = Metrics()
+        self._leadership: Leadership | None = None
+        self._queue: Queue[Key] = Queue(
+            self._reconcile,
+            concurrency=options.concurrency,
+            deadline=_DEADLINE_S,
+            resync=options.resync_seconds,
+            on_done=lambda _key, outcome, seconds: self._metrics.reconciled(outcome, seconds),
+            on_error=_complain,
+        )
+        self._probes: Probes[Key] = Probes(self._queue.add)
+        self._reconciler: Reconciler | None = None
+        self._watching = asyncio.Event()
+        self._metrics.depth.set_function(lambda: self._queue.depth)
+        self._metrics.oldest.set_function(lambda: self._queue.oldest)
+        self._metrics.leading.set_function(lambda: int(self._may_write()))
+
+    async def run(self) -> int:
+        """Run until SIGTERM or SIGINT (0), or until leadership is lost or a part fails (1).
+
+        On a signal nothing new is begun, what is under way ends, and the Lease is released.
+        """
+        stop = asyncio.Event()
+        server = await self._serve()
+        client = await connect()
+        try:
+            cluster = Cluster(client, may_write=self._may_write, measure=self._metrics.requested)
+            self._reconciler = Reconciler(
+                cluster,
+                self._probes,
+                image=self._options.image,
+                told=lambda key, status: self._metrics.told(key.namespace, key.name, status),
+                gone=self._gone,
+            )
+            self._leadership = Leadership(
+                client,
+                namespace=self._options.lease_namespace or _own_namespace(),
+                name=self._options.lease_name,
+                identity=f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}",
+            )
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            if not await _until(cluster.wait_served(_CRD_RETRY_S), stop):
+                return 0
+            return await self._work(client.configuration, stop)
+        finally:
+            await client.close()  # type: ignore[no-untyped-call]
+            await server.cleanup()
+
+    async def _work(self, configuration: Any, stop: asyncio.Event) -> int:
+        assert self._leadership is not None
+        assert self._reconciler is not None
+        end_watching = asyncio.Event()
+        # kopf ends every task that was begun after it when it ends: it is the first to start and the last to stop.
+        watching = asyncio.create_task(self._watch(configuration, end_watching), name="watches")
+        await _until(self._watching.wait(), stop, watching)
+        # kopf has taken the signals for itself by now.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        leading = asyncio.create_task(self._leadership.run(self._lead), name="leadership")
+        stopping = asyncio.create_task(stop.wait(), name="signal")
+        await asyncio.wait({watching, leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        status = 0 if stop.is_set() else 1
+        leading.cancel()
+        stopping.cancel()
+        led = await asyncio.gather(leading, return_exceptions=True)
+        end_watching.set()
+        watched = await asyncio.gather(watching, return_exceptions=True)
+        for result in (*led, *watched):
+            if isinstance(result, LeadershipLost):
+                _log.error("leadership lost: this replica ends and starts again", error=str(result))
+            elif isinstance(result, Exception):
+                _log.error("a part of the operator failed: it ends and starts again", exc_info=result)
+        return status
+
+    async def _lead(self) -> None:
+        assert self._leadership is not None
+        _log.info("leading", identity=self._leadership.identity)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._probes.run(), name="checks")
+            group.create_task(self._queue.run(), name="queue")
+
+    async def _watch(self, configuration: Any, end: asyncio.Event) -> None:
+        assert self._reconciler is not None
+        namespaces = list(self._options.namespaces)
+        await kopf.operator(
+            registry=handlers.registry(configuration, self._queue.add, self._reconciler.readers),
+            settings=handlers.settings(),
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            ready_flag=self._watching,
+            stop_flag=end,
+        )
+
+    async def _reconcile(self, key: Key) -> float | None:
+        assert self._reconciler is not None
+        return await self._reconciler.reconcile(key)
+
+    def _gone(self, key: Key) -> None:
+        self._queue.forget(key)
+        self._metrics.gone(key.namespace, key.name)
+
+    def _may_write(self) -> bool:
+        return self._leadership is not None and self._leadership.is_held()
+
+    async def _serve(self) -> web.AppRunner:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._exposition),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, self._options.host, self._options.port)
+        await site.start()
+        _log.info("serving health and metrics", address=site.name)
+        return runner
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        # Each run is cancelled at its deadline: one that is older has not heard, or the queue no longer turns. A
+        # standby's keys wait for leadership, however long.
+        stuck = self._may_write() and self._queue.oldest > _STUCK_S
+        return web.Response(status=503 if stuck else 200, text=f"oldest {self._queue.oldest:.0f} s\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready = self._watching.is_set()
+        return web.Response(status=200 if ready else 503, text="watching\n" if ready else "starting\n")
+
+    async def _exposition(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _until(work: Any, stop: asyncio.Event, *others: "asyncio.Task[Any]") -> bool:
+    """Await `work`, unless `stop` is set or one of the others ends first. Whether `work` was done."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait([*tasks, *others], return_when=asyncio.FIRST_COMPLETED)
+    done: bool = tasks[0].done()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if done:
+        tasks[0].result()
+    return done
+
+
+def _complain(key: Key, error: BaseException, retry_in: float) -> None:
+    if isinstance(error, ApiError):
+        _log.warning("will be tried again", pipeline=str(key), error=str(error), status=error.status, seconds=retry_in)
+    else:
+        _log.error("will be tried again", pipeline=str(key), seconds=retry_in, exc_info=error)
+
+
+def _own_namespace() -> str:
+    return _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.is_file() else "default"

@@ -1,0 +1,288 @@
+"""The only file that calls the Kubernetes API, besides kopf's own watches."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import aiohttp
+import structlog
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from vaultml_operator import api
+from vaultml_operator.manifests import MANAGER, PIPELINE, Manifest
+
+_log = structlog.get_logger(__name__)
+
+SCALER = "vaultml-scaler"
+"""Field manager of `deployments/scale`: whoever else wants to own the number of workers can see who does."""
+
+_TIMEOUT_S = 15
+_NODES_S = 30
+_CONNECTIONS = 32
+
+
+class Kind(NamedTuple):
+    """Where a kind of object is served."""
+
+    api_version: str
+    plural: str
+
+
+KINDS = {
+    "Deployment": Kind("apps/v1", "deployments"),
+    "PodDisruptionBudget": Kind("policy/v1", "poddisruptionbudgets"),
+    "ServiceAccount": Kind("v1", "serviceaccounts"),
+    "PodMonitor": Kind("monitoring.coreos.com/v1", "podmonitors"),
+    "Pod": Kind("v1", "pods"),
+    "Secret": Kind("v1", "secrets"),
+    "ConfigMap": Kind("v1", "configmaps"),
+    "Event": Kind("events.k8s.io/v1", "events"),
+    api.KIND: Kind(api.API_VERSION, api.PLURAL),
+}
+
+
+class ApiError(Exception):
+    """The API server refused or could not be reached (`status` 0).
+
+    `retry_after` is in seconds, where the server asked for it.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class NotLeading(Exception):  # noqa: N818 - a state, not a fault
+    """A write was asked for while leadership is not certain; nothing was sent."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a request was, for the metrics: verb as in RBAC, HTTP status (0: no answer), seconds."""
+
+    verb: str
+    status: int
+    seconds: float
+
+
+async def connect() -> ApiClient:
+    """A client for the cluster that we run in, else for the one of the kubeconfig.
+
+    Raises ConfigException when there is neither.
+    """
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        await load_kube_config(client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    return ApiClient(configuration)
+
+
+class Cluster:
+    """The API calls that a reconcile makes, on plain dicts as the API server gives them.
+
+    `may_write` is asked before every write; `measure` is told of every request. All methods raise ApiError.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        measure: Callable[[Measured], None] = lambda _: None,
+    ) -> None:
+        self._client = client
+        self._may_write = may_write
+        self._measure = measure
+        self._nodes: tuple[float, list[Manifest] | None] | None = None
+        self._listing_nodes = asyncio.Lock()
+
+    async def wait_served(self, retry_seconds: float) -> None:
+        """Return once the API server serves our resource: before that, watches would find nothing to watch."""
+        while True:
+            try:
+                served = await self._request("get", "GET", f"/apis/{api.API_VERSION}")
+                if any(each["name"] == api.PLURAL for each in served["resources"]):
+                    return
+                cause = "it is not served"
+            except ApiError as error:
+                cause = str(error)
+            _log.warning("waiting for the CRD: apply crds/", crd=f"{api.PLURAL}.{api.GROUP}", error=cause)
+            await asyncio.sleep(retry_seconds)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object, or None when there is none, or no such kind."""
+        try:
+            return await self._request("get", "GET", _path(kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def children(self, kind: str, namespace: str, pipeline: str) -> list[Manifest]:
+        """The objects of a kind that carry the pipeline's label; none where the cluster knows no such kind."""
+        # resourceVersion=0: from the API server's cache, which is fresh enough for what a status tells.
+        query = {"labelSelector": f"{PIPELINE}={pipeline}", "resourceVersion": "0"}
+        try:
+            items: list[Manifest] = (await self._request("list", "GET", _path(kind, namespace), query))["items"]
+        except ApiError as error:
+            if error.status == 404:
+                return []
+            raise
+        return items
+
+    async def nodes(self) -> list[Manifest] | None:
+        """All nodes, not older than half a minute; None when we may not see them."""
+        async with self._listing_nodes:
+            if self._nodes is None or time.monotonic() - self._nodes[0] > _NODES_S:
+                try:
+                    items = (await self._request("list", "GET", "/api/v1/nodes", {"resourceVersion": "0"}))["items"]
+                except ApiError as error:
+                    if error.status != 403:
+                        raise
+                    items = None
+                self._nodes = (time.monotonic(), items)
+            return self._nodes[1]
+
+    async def apply(self, manifest: Manifest, *, creating: bool = False) -> Manifest:
+        """Server-side apply as `vaultml-operator`: what we name is ours, whoever changed it; the rest is left alone.
+
+        When `creating`, nothing is taken over: should another's object have appeared by now, this is refused (409).
+        """
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": MANAGER, "force": str(not creating).lower()}
+        return await self._write("patch", "PATCH", path, query, manifest, "application/apply-patch+yaml")
+
+    async def scale(self, deployment: Manifest, replicas: int) -> None:
+        """Apply the number to the Deployment's scale subresource as `vaultml-scaler`, unless it has changed since."""
+        metadata = deployment["metadata"]
+        body = {
+            "apiVersion": "autoscaling/v1",
+            "kind": "Scale",
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "resourceVersion": metadata["resourceVersion"],
+            },
+            "spec": {"replicas": replicas},
+        }
+        path = _path("Deployment", metadata["namespace"], metadata["name"]) + "/scale"
+        query = {"fieldManager": SCALER, "force": "true"}
+        await self._write("patch", "PATCH", path, query, body, "application/apply-patch+yaml")
+
+    async def delete(self, live: Manifest) -> None:
+        """Delete just this object: not one that took its name in the meantime."""
+        metadata = live["metadata"]
+        body = {"preconditions": {"uid": metadata["uid"]}, "propagationPolicy": "Background"}
+        path = _path(live["kind"], metadata["namespace"], metadata["name"])
+        try:
+            await self._write("delete", "DELETE", path, {}, body)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def write_status(self, body: Manifest, status: Mapping[str, Any]) -> None:
+        """Replace the status of the pipeline that `body` is."""
+        metadata = body["metadata"]
+        # A merge patch leaves what it doesn't name: fields that are gone are named as null.
+        gone = {key: None for key in body.get("status") or {} if key not in status}
+        patch = {"metadata": {"uid": metadata["uid"]}, "status": {**gone, **status}}
+        path = _path(api.KIND, metadata["namespace"], metadata["name"]) + "/status"
+        query = {"fieldManager": MANAGER}
+        await self._write("patch", "PATCH", path, query, patch, "application/merge-patch+json")
+
+    async def post_event(self, body: Manifest, kind: str, reason: str, action: str, note: str) -> None:
+        """Post an Event about the pipeline that `body` is; `kind` is Normal or Warning."""
+        metadata = body["metadata"]
+        now = datetime.now(UTC)
+        event = {
+            "apiVersion": KINDS["Event"].api_version,
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{time.time_ns():x}", "namespace": metadata["namespace"]},
+            "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": f"{api.GROUP}/{MANAGER}",
+            "reportingInstance": MANAGER,
+            "type": kind,
+            "reason": reason,
+            "action": action,
+            "note": note[:1024],
+            "regarding": {
+                "apiVersion": api.API_VERSION,
+                "kind": api.KIND,
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        }
+        await self._write("create", "POST", _path("Event", metadata["namespace"]), {}, event)
+
+    async def _write(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Manifest,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        if not self._may_write():
+            raise NotLeading(f"not sent, since another operator may lead by now: {method} {path}")
+        return await self._request(verb, method, path, query, body, content_type)
+
+    async def _request(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        started = time.monotonic()
+        status = 0
+        try:
+            method, url, headers, _, _ = await self._client.param_serialize(
+                method,
+                path,
+                query_params=list((query or {}).items()),
+                header_params={"Content-Type": content_type, "Accept": "application/json"},
+                auth_settings=["BearerToken"],
+            )
+            answer = await self._client.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_S)
+            text = await answer.read()  # type: ignore[no-untyped-call]
+            status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            cause = str(error) or type(error).__name__
+            raise ApiError(0, "Unreachable", f"the API server can't be reached: {cause}") from None
+        finally:
+            self._measure(Measured(verb, status, time.monotonic() - started))
+        if status >= 300:
+            raise _error(status, text, answer.headers.get("Retry-After"))
+        found: Manifest = json.loads(text)
+        return found
+
+
+def _path(kind: str, namespace: str, name: str | None = None) -> str:
+    where = KINDS[kind]
+    root = "/api/v1" if where.api_version == "v1" else f"/apis/{where.api_version}"
+    return f"{root}/namespaces/{namespace}/{where.plural}" + (f"/{name}" if name else "")
+
+
+def _error(status: int, text: bytes, retry_after: str | None) -> ApiError:
+    try:
+        answer = json.loads(text)
+        reason, message = str(answer.get("reason") or status), str(answer.get("message") or status)
+    except (ValueError, AttributeError):
+        reason, message = str(status), f"the API server answered {status}"
+    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return ApiError(status, reason, message, seconds)

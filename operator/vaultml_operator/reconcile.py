@@ -1,0 +1,363 @@
+"""One pipeline: observe, apply what differs, tell its status. Safe to run twice, safe to miss."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import structlog
+
+from vaultml_operator import api, credentials, manifests, pods, status
+from vaultml_operator.cluster import SCALER, ApiError, Cluster
+from vaultml_operator.credentials import Credentials, Missing, Object, Source
+from vaultml_operator.manifests import Manifest
+from vaultml_operator.pods import Problem
+from vaultml_operator.probes import Access, Check, Connection, Outcome, Probes, Topics
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_AGAIN_S = 15.0
+"""How soon what sends no event is looked at again: a foreign object in the way, an admission policy."""
+_REFUSALS = {400, 403, 404, 405, 422}
+
+
+class Key(NamedTuple):
+    """A pipeline."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class _Blocked(Exception):  # noqa: N818 - a state, told in the status
+    """Something keeps the spec from being carried out."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(reason, message)
+
+
+class Reconciler:
+    """Brings pipelines to what their specs say.
+
+    `image` is the worker's where a spec names none; `told` hears of each status, `gone` of each pipeline that is no
+    more. Raises what `Cluster` raises: the work queue tries again.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        probes: Probes[Key],
+        *,
+        image: str,
+        told: Callable[[Key, Mapping[str, Any]], None] = lambda _key, _status: None,
+        gone: Callable[[Key], None] = lambda _key: None,
+    ) -> None:
+        self._cluster = cluster
+        self._probes = probes
+        self._image = image
+        self._told = told
+        self._gone = gone
+        self._reads: dict[Key, frozenset[Object]] = {}
+        self._accepted: dict[Key, dict[str, Manifest]] = {}
+        """By child's uid: what we asked of it in the API server's own words (0.5 CPUs come back as 500m)."""
+
+    def readers(self, namespace: str, changed: Object) -> list[Key]:
+        """The pipelines that read this Secret or ConfigMap."""
+        return [key for key, read in self._reads.items() if key.namespace == namespace and changed in read]
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at the pipeline and do what is to be done. Seconds until it should be looked at again, if so."""
+        body = await self._cluster.get(api.KIND, key.namespace, key.name)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            self._forget(key)
+            return None
+        seen = await self._act(key, body)
+        before = body.get("status") or {}
+        current = status.compute(before, seen, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        if current != before:
+            await self._cluster.write_status(body, current)
+            for note in status.notes(before, current):
+                await self._note(body, note.kind, note.reason, note.message)
+        self._told(key, current)
+        return _LOOK_AGAIN_S if seen.blocking is not None and seen.blocking.reason != "SecretMissing" else None
+
+    def _forget(self, key: Key) -> None:
+        self._reads.pop(key, None)
+        self._accepted.pop(key, None)
+        self._probes.forget(key)
+        self._gone(key)
+
+    async def _act(self, key: Key, body: Manifest) -> status.Observation:
+        generation = body["metadata"]["generation"]
+        try:
+            pipeline = api.Pipeline.from_body(body)
+        except api.InvalidResource as error:
+            live = await self._cluster.get("Deployment", key.namespace, key.name)
+            problem = Problem("InvalidSpec", f"apply the pipeline anew: {error}")
+            return status.Observation(generation=generation, spec=None, deployment=live, blocking=problem)
+        objects = credentials.objects(pipeline.spec)
+        self._reads[key] = frozenset(objects)
+        found = dict(
+            zip(objects, await asyncio.gather(*(self._read(key.namespace, each) for each in objects)), strict=True)
+        )
+        blocking, sources = None, None
+        try:
+            sources = credentials.find(pipeline.spec, {each: _keys(there) for each, there in found.items()})
+        except Missing as missing:
+            blocking = Problem(missing.reason, str(missing))
+        queue, vault = self._watch(key, pipeline.spec, sources, found)
+        deployment = monitored = None
+        try:
+            deployment, monitored = await self._children(body, pipeline, sources, _revision(found))
+        except _Blocked as blocked:
+            blocking = blocked.problem
+            deployment = await self._own(pipeline, "Deployment", pipeline.name)
+        blocking = blocking or status.failure(deployment)
+        return status.Observation(
+            generation=generation,
+            spec=pipeline.spec,
+            paused=pipeline.paused,
+            deployment=deployment,
+            image=pipeline.spec.worker.image or self._image,
+            selector=",".join(f"{name}={value}" for name, value in manifests.selector(pipeline).items()),
+            blocking=blocking,
+            pods=await self._diagnose(pipeline, deployment),
+            queue=queue,
+            vault=vault,
+            monitored=monitored,
+        )
+
+    async def _read(self, namespace: str, wanted: Object) -> Manifest | None:
+        return await self._cluster.get(wanted.kind, namespace, wanted.name)
+
+    def _watch(
+        self, key: Key, spec: api.Spec, sources: Credentials | None, found: Mapping[Object, Manifest | None]
+    ) -> tuple[Outcome | None, Outcome | None]:
+        """Have queue and Vault checked from now on; the outcomes so far."""
+        if sources is None:
+            self._probes.forget(key)
+            return None, None
+        queue: Check | None = None
+        vault: Check | None = None
+        if (kafka := spec.queue.kafka) is not None:
+            connection = Connection(
+                brokers=kafka.brokers,
+                security=kafka.security,
+                mechanism=kafka.mechanism,
+                username=_value(sources.username, found),
+                password=_value(sources.password, found),
+                ca=_value(sources.ca, found),
+                certificate=_value(sources.certificate, found),
+                key=_value(sources.key, found),
+            )
+            queue = Topics(connection, frozenset({spec.queue.name, spec.queue.target} - {""}))
+        if spec.vault is not None:
+            access, secret = _value(sources.vault_access_key, found), _value(sources.vault_secret_key, found)
+            vault = Access(spec.vault.api_url, access, secret)
+        self._probes.watch(key, [check for check in (queue, vault) if check is not None])
+        return self._probes.result(queue) if queue else None, self._probes.result(vault) if vault else None
+
+    async def _children(
+        self, body: Manifest, pipeline: api.Pipeline, sources: Credentials | None, revision: str
+    ) -> tuple[Manifest | None, Problem | None]:
+        """Bring the children to what is wanted. The Deployment as it is then, and how the PodMonitor fares."""
+        if pipeline.paused:
+            return await self._own(pipeline, "Deployment", pipeline.name), None
+        if (body.get("status") or {}).get("observedGeneration") != pipeline.generation:
+            await self._prune(body, pipeline)
+        # Without its credentials no worker is started, and one that runs is not touched, but for their number.
+        wanted = manifests.render(pipeline, sources or Credentials(), revision, self._image)
+        deployment, monitored = None, None
+        for manifest in wanted:
+            match manifest["kind"]:
+                case "Deployment":
+                    deployment = await self._deployment(body, pipeline, manifest, hold=sources is None)
+                case "PodMonitor":
+                    monitored = await self._monitor(body, pipeline, manifest)
+                case _:
+                    await self._ensure(body, pipeline, manifest)
+        return deployment, monitored
+
+    async def _deployment(
+        self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest, *, hold: bool
+    ) -> Manifest | None:
+        live = await self._own(pipeline, "Deployment", pipeline.name)
+        number = manifests.replicas(pipeline.spec)
+        if live is None:
+            if hold:
+                return None
+            # Only the creating apply says how many: left out, it would begin with one.
+            first = {**manifest, "spec": {**manifest["spec"], "replicas": number}}
+            live = await self._apply(body, first, live=None)
+            await self._cluster.scale(live, number)
+            return live
+        if live["spec"].get("replicas") != number or not _scaled_by_us(live):
+            # Before the apply: dropping a field that nobody else owns would reset it.
+            was = live["spec"].get("replicas")
+            await self._cluster.scale(live, number)
+            if was != number:
+                await self._note(body, "Normal", "Scaled", f"scaled from {was} to {number} workers")
+            live = await self._own(pipeline, "Deployment", pipeline.name) or live
+        if not hold and not self._matches(pipeline, manifest, live):
+            had = _revision_of(live)
+            live = await self._apply(body, manifest, live=live)
+            if had != _revision_of(live):
+                note = "a Secret or ConfigMap changed: the workers are replaced one by one"
+                await self._note(body, "Normal", "CredentialsChanged", note)
+        return live
+
+    async def _monitor(self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest) -> Problem:
+        try:
+            await self._ensure(body, pipeline, manifest)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return Problem("MonitorUnavailable", "the cluster knows no PodMonitor: install the Prometheus operator")
+        return Problem("MonitorCreated", "the PodMonitor is there")
+
+    async def _ensure(self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest) -> None:
+        live = await self._own(pipeline, manifest["kind"], manifest["metadata"]["name"])
+        if live is None or not self._matches(pipeline, manifest, live):
+            await self._apply(body, manifest, live=live)
+
+    async def _own(self, pipeline: api.Pipeline, kind: str, name: str) -> Manifest | None:
+        """The child as it is; raises _Blocked when the name is taken by an object that is not ours."""
+        live = await self._cluster.get(kind, pipeline.namespace, name)
+        if live is None:
+            return None
+        owners = live["metadata"].get("ownerReferences") or []
+        if any(owner["uid"] == pipeline.uid for owner in owners):
+            if "deletionTimestamp" in live["metadata"]:
+                raise _Blocked("Starting", f"{kind} {name} is being deleted; it is made anew then")
+            return {"kind": kind, **live}
+        if any((owner["kind"], owner["name"]) == (api.KIND, pipeline.name) for owner in owners):
+            raise _Blocked("Starting", f"{kind} {name} of the deleted pipeline of the same name is still going")
+        raise _Blocked(
+            "NameTaken",
+            f"{kind} {name} exists and is not this pipeline's: it is left alone; delete or rename it, or rename the "
+            "pipeline",
+        )
+
+    def _matches(self, pipeline: api.Pipeline, wanted: Manifest, live: Manifest) -> bool:
+        digest = (live["metadata"].get("annotations") or {}).get(manifests.HASH)
+        if digest != wanted["metadata"]["annotations"][manifests.HASH]:
+            return False
+        accepted = self._accepted.get(Key(pipeline.namespace, pipeline.name)) or {}
+        return contains(live, accepted.get(live["metadata"]["uid"], wanted))
+
+    async def _apply(self, body: Manifest, manifest: Manifest, *, live: Manifest | None) -> Manifest:
+        """Apply a child that differs from `live`, or that there is none of yet."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        try:
+            applied = await self._cluster.apply(manifest, creating=live is None)
+        except ApiError as error:
+            if error.status not in _REFUSALS or (kind == "PodMonitor" and error.status == 404):
+                raise
+            raise _Blocked("Refused", f"the API server refuses the {kind} {name}: {error}") from None
+        self._accepted.setdefault(key, {})[applied["metadata"]["uid"]] = project(applied, manifest)
+        if live is None:
+            await self._note(body, "Normal", "Created", f"created the {kind} {name}")
+        elif applied["metadata"].get("generation") != live["metadata"].get("generation"):
+            await self._note(body, "Normal", "Updated", f"brought the {kind} {name} to what the spec says")
+        return {**applied, "kind": kind}
+
+    async def _prune(self, body: Manifest, pipeline: api.Pipeline) -> None:
+        """Delete children that an earlier spec asked for."""
+        wanted = {
+            ("ServiceAccount", pipeline.spec.worker.service_account.name or pipeline.name)
+            if pipeline.spec.worker.service_account.create
+            else None,
+            ("PodMonitor", pipeline.name) if pipeline.spec.monitoring.pod_monitor else None,
+        }
+        for kind in ("ServiceAccount", "PodMonitor"):
+            for live in await self._cluster.children(kind, pipeline.namespace, pipeline.name):
+                name = live["metadata"]["name"]
+                owned = any(each["uid"] == pipeline.uid for each in live["metadata"].get("ownerReferences") or [])
+                if owned and (kind, name) not in wanted:
+                    await self._cluster.delete({**live, "kind": kind})
+                    await self._note(body, "Normal", "Removed", f"deleted the {kind} {name}: the spec asks for none")
+
+    async def _diagnose(self, pipeline: api.Pipeline, deployment: Manifest | None) -> Problem | None:
+        if deployment is None:
+            return None
+        told = deployment.get("status") or {}
+        number = manifests.replicas(pipeline.spec)
+        if all(told.get(name, 0) == number for name in ("replicas", "readyReplicas", "updatedReplicas")):
+            return None
+        found = await self._cluster.children("Pod", pipeline.namespace, pipeline.name)
+        unplaced = any("nodeName" not in pod["spec"] for pod in found)
+        return pods.diagnose(found, pipeline.spec.worker, await self._cluster.nodes() if unplaced else None)
+
+    async def _note(self, body: Manifest, kind: str, reason: str, message: str) -> None:
+        """Post an Event; that it can't be posted is no reason to stop."""
+        metadata = body["metadata"]
+        _log.info("event", pipeline=f"{metadata['namespace']}/{metadata['name']}", reason=reason, note=message)
+        try:
+            await self._cluster.post_event(body, kind, reason, "Reconcile", message)
+        except ApiError as error:
+            _log.warning("event not posted", reason=reason, error=str(error))
+
+
+def contains(live: Any, wanted: Any) -> bool:
+    """Whether all that `wanted` names stands in `live`: maps by key, lists of named things by name."""
+    if isinstance(wanted, Mapping):
+        return isinstance(live, Mapping) and all(key in live and contains(live[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return isinstance(live, list) and all(
+            other is not None and contains(other, each) for each, other in _pairs(live, wanted)
+        )
+    return bool(live == wanted)
+
+
+def project(live: Any, wanted: Any) -> Any:
+    """What `live` says where `wanted` says something."""
+    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
+        return {key: project(live[key], wanted[key]) for key in wanted if key in live}
+    if isinstance(wanted, list) and isinstance(live, list):
+        return [project(other, each) for each, other in _pairs(live, wanted)]
+    return live
+
+
+def _pairs(live: list[Any], wanted: list[Any]) -> Iterable[tuple[Any, Any]]:
+    if all(isinstance(each, Mapping) and "name" in each for each in [*live, *wanted]):
+        by_name = {each["name"]: each for each in live}
+        return [(each, by_name.get(each["name"])) for each in wanted]
+    return [(each, live[index] if index < len(live) else None) for index, each in enumerate(wanted)]
+
+
+def _keys(there: Manifest | None) -> frozenset[str] | None:
+    if there is None:
+        return None
+    return frozenset({**(there.get("data") or {}), **(there.get("binaryData") or {})})
+
+
+def _value(source: str | Source | None, found: Mapping[Object, Manifest | None]) -> str:
+    if not isinstance(source, Source):
+        return source or ""
+    text: str = ((found[source.object] or {}).get("data") or {}).get(source.key, "")
+    return text if source.object.kind == "ConfigMap" else base64.b64decode(text).decode(errors="replace")
+
+
+def _revision(found: Mapping[Object, Manifest | None]) -> str:
+    """Changes with every change of an object that the pods read; says nothing of what is in it."""
+    states = sorted(
+        f"{each} {there['metadata']['uid']} {there['metadata']['resourceVersion']}" if there else f"{each} missing"
+        for each, there in found.items()
+    )
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16]
+
+
+def _revision_of(deployment: Manifest) -> str | None:
+    annotations = deployment["spec"]["template"]["metadata"].get("annotations") or {}
+    revision: str | None = annotations.get(manifests.REVISION)
+    return revision
+
+
+def _scaled_by_us(deployment: Manifest) -> bool:
+    return any(each.get("manager") == SCALER for each in deployment["metadata"].get("managedFields") or [])

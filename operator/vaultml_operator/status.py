@@ -1,0 +1,198 @@
+"""Pure: a pipeline's status and Events, from what was observed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vaultml_operator import api, manifests
+from vaultml_operator.pods import Problem
+from vaultml_operator.probes import Outcome
+
+Status = dict[str, Any]
+Condition = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one reconcile saw.
+
+    `blocking` keeps the operator from doing what the spec says; `pods` keeps pods from becoming ready. `queue` and
+    `vault` are the checks' outcomes: None when the first one hasn't ended. `monitored` is None when it isn't asked for.
+    """
+
+    generation: int
+    spec: api.Spec | None
+    paused: bool = False
+    deployment: Mapping[str, Any] | None = None
+    image: str | None = None
+    selector: str | None = None
+    blocking: Problem | None = None
+    pods: Problem | None = None
+    queue: Outcome | None = None
+    vault: Outcome | None = None
+    monitored: Problem | None = None
+
+
+class Note(NamedTuple):
+    """An Event to post: Normal or Warning, reason, sentence."""
+
+    kind: str
+    reason: str
+    message: str
+
+
+class _State(NamedTuple):
+    status: str
+    reason: str
+    message: str
+
+
+def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
+    """The whole status; `previous` is the one there is, `now` an RFC 3339 time.
+
+    A condition keeps its time while its status stays the same.
+    """
+    deployment = (seen.deployment or {}).get("status") or {}
+    before = {each["type"]: each for each in previous.get("conditions") or []}
+    states = dict(_states(seen, before))
+    conditions = [
+        {
+            "type": kind,
+            "status": state.status,
+            "observedGeneration": seen.generation,
+            "lastTransitionTime": before[kind]["lastTransitionTime"]
+            if kind in before and before[kind]["status"] == state.status
+            else now,
+            "reason": state.reason,
+            "message": state.message[:2000],
+        }
+        for kind, state in states.items()
+    ]
+    status: Status = {
+        "observedGeneration": seen.generation,
+        "conditions": conditions,
+        "replicas": deployment.get("replicas", 0),
+        "readyReplicas": deployment.get("readyReplicas", 0),
+    }
+    if seen.spec is not None:
+        status["workers"] = f"{status['readyReplicas']}/{manifests.replicas(seen.spec)}"
+        status["gpu"] = manifests.gpu(seen.spec)
+    if seen.image is not None:
+        status["image"] = seen.image
+    if seen.selector is not None:
+        status["selector"] = seen.selector
+    return status
+
+
+def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
+    """One Event for each transition between two statuses: a condition that changed its status or reason."""
+    before = {each["type"]: each for each in previous.get("conditions") or []}
+    causes = {each["reason"] for each in current["conditions"] if each["type"] not in ("Ready", "Progressing")}
+    for condition in current["conditions"]:
+        old = before.get(condition["type"])
+        status, reason = condition["status"], condition["reason"]
+        if old is not None and (old["status"], old["reason"]) == (status, reason):
+            continue
+        match condition["type"]:
+            case "Ready" if reason not in causes and reason != "Checking":
+                good = status == "True" or reason in ("Starting", "Rolling", "Stopping", "Suspended")
+                yield Note("Normal" if good else "Warning", reason, condition["message"])
+            case "QueueReachable" | "VaultReachable" | "Monitored" if status == "False":
+                yield Note("Warning", reason, condition["message"])
+            case "QueueReachable" | "VaultReachable" | "Monitored" if old is not None and old["status"] == "False":
+                yield Note("Normal", reason, condition["message"])
+            case "Paused" if status == "True" or old is not None:
+                yield Note("Normal", reason, condition["message"])
+
+
+def _states(seen: Observation, before: Mapping[str, Condition]) -> Iterator[tuple[str, _State]]:
+    queue = _checked(seen.queue, seen, before.get("QueueReachable"))
+    vault = (
+        _State("Unknown", "PerEvent", "each event brings its own Vault")
+        if seen.spec is not None and seen.spec.vault is None
+        else _checked(seen.vault, seen, before.get("VaultReachable"))
+    )
+    progress = _progress(seen)
+    yield "Ready", _ready(seen, queue, vault, progress)
+    yield "Progressing", progress
+    yield "QueueReachable", queue
+    yield "VaultReachable", vault
+    if seen.monitored is not None:
+        good = seen.monitored.reason == "MonitorCreated"
+        yield "Monitored", _State("True" if good else "False", seen.monitored.reason, seen.monitored.message)
+    yield (
+        "Paused",
+        _State("True", "PausedByAnnotation", f"nothing is changed until the annotation {api.PAUSED} is removed")
+        if seen.paused
+        else _State("False", "NotPaused", "the pipeline is reconciled"),
+    )
+
+
+def _checked(outcome: Outcome | None, seen: Observation, before: Condition | None) -> _State:
+    if outcome is not None:
+        return _State("True" if outcome.ok else "False", outcome.reason, outcome.message)
+    if seen.blocking is not None and seen.blocking.reason in ("SecretMissing", "SecretKeyMissing", "InvalidSpec"):
+        return _State("Unknown", "Blocked", "not checked: see the condition Ready")
+    if before is not None and before["reason"] != "Blocked" and before["observedGeneration"] == seen.generation:
+        # A restarted operator doesn't take back what is known.
+        return _State(before["status"], before["reason"], before["message"])
+    return _State("Unknown", "Checking", "the first check has not ended yet")
+
+
+def _ready(seen: Observation, queue: _State, vault: _State, progress: _State) -> _State:
+    spec = seen.spec
+    if seen.blocking is not None:
+        return _State("False", seen.blocking.reason, seen.blocking.message)
+    if spec is None:
+        raise ValueError("a pipeline without a readable spec is blocked")
+    if spec.suspend and progress.reason == "Complete":
+        return _State("False", "Suspended", "spec.suspend is true: no workers run")
+    for state in (queue, vault):
+        if state.status == "False":
+            return state
+    if seen.pods is not None and not spec.suspend:
+        return _State("False", seen.pods.reason, f"{_count(seen)}; {seen.pods.message}")
+    if progress.reason != "Complete":
+        return _State("False", progress.reason, progress.message)
+    if queue.reason == "Checking":
+        return _State("Unknown", "Checking", "workers are ready; the queue's first check has not ended yet")
+    if spec.replicas == 0:
+        return _State("True", "ScaledToZero", "no workers run: replicas is 0")
+    return _State("True", "Running", _count(seen))
+
+
+def _count(seen: Observation) -> str:
+    wanted = manifests.replicas(seen.spec) if seen.spec is not None else 0
+    ready = ((seen.deployment or {}).get("status") or {}).get("readyReplicas", 0)
+    return f"{ready} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
+
+
+def _progress(seen: Observation) -> _State:
+    if seen.spec is None or seen.deployment is None:
+        return _State("False", "Starting", "there are no workers yet")
+    wanted = manifests.replicas(seen.spec)
+    deployment, status = seen.deployment, seen.deployment.get("status") or {}
+    said = {each["type"]: each for each in status.get("conditions") or []}
+    total, updated, ready = (status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas"))
+    current = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    current = current and deployment["spec"].get("replicas") == wanted
+    if (progressing := said.get("Progressing", {})).get("reason") == "ProgressDeadlineExceeded" and ready < wanted:
+        return _State("False", "Stuck", f"{_count(seen)}; {progressing.get('message', '')}")
+    if current and total > wanted:
+        return _State("True", "Stopping", f"{total - wanted} more than {wanted} workers are finishing")
+    if current and ready == updated == total == wanted:
+        return _State("False", "Complete", f"{wanted} of {wanted} workers are of the current spec")
+    if total > updated:
+        return _State("True", "Rolling", f"{updated} of {wanted} workers are of the current spec; {_count(seen)}")
+    if current and progressing.get("reason") == "NewReplicaSetAvailable" and total == wanted:
+        return _State("True", "NotReady", _count(seen))
+    return _State("True", "Starting", _count(seen))
+
+
+def failure(deployment: Mapping[str, Any] | None) -> Problem | None:
+    """Why the Deployment can't make pods (a quota, an admission policy), else None."""
+    said: Sequence[Mapping[str, Any]] = ((deployment or {}).get("status") or {}).get("conditions") or []
+    for condition in said:
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            return Problem("Refused", f"pods are refused: {condition.get('message', '')}")
+    return None
