@@ -192,7 +192,7 @@ class Queue(Model):
             ]
         },
     )
-    name: Annotated[str, Field(min_length=1), Topic] = Field(description="Topic that the events are read from.")
+    name: Annotated[Topic, Field(min_length=1)] = Field(description="Topic that the events are read from.")
     target: Topic = Field(default="", description="Topic that the results go to; empty publishes nothing.")
     kafka: Kafka | None = Field(default=None, description="The Kafka cluster, for system KAFKA.")
 
@@ -258,7 +258,7 @@ class NeuralNetwork(Model):
     )
     path: ModelPath | None = Field(
         default=None,
-        description="A Darknet .cfg or an .onnx, in the claim or in the image. Absent: the model of the worker's image.",
+        description="A Darknet .cfg or an .onnx, in the claim or in the image. Absent: the model of the image.",
     )
     weights: ModelPath | None = Field(
         default=None, description="Darknet weights. Absent: the file beside the .cfg that ends in .weights."

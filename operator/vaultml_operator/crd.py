@@ -110,7 +110,7 @@ def _structural(schema: Schema, rules: Mapping[str, list[dict[str, str]]], defs:
         # X | None. No default: absent and empty mean different things.
         (option,) = (each for each in given["anyOf"] if each.get("type") != "null")
         extra = {key: value for key, value in given.items() if key not in ("title", "anyOf", "default")}
-        return {**_structural(option, rules, defs), **extra}
+        return _structural({**option, **extra}, rules, defs)
     result: dict[str, Any] = {}
     for key, value in given.items():
         match key:

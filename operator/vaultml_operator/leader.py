@@ -110,7 +110,8 @@ class Leadership:
                 lost = not work.done()
             finally:
                 work.cancel()
-                await asyncio.wait({work})
+                # Work that does not end must not keep a process alive that can write nothing any more.
+                await asyncio.wait({work}, timeout=self._renew_deadline if lost else None)
                 renewal.cancel()
                 await asyncio.wait({renewal})
             if lost:

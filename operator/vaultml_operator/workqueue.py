@@ -89,6 +89,7 @@ class Queue(Generic[K]):
         self._due: dict[K, float] = {}
         self._working = 0
         self._served = 0
+        self._started = -math.inf
         self._group: asyncio.TaskGroup | None = None
 
     @property
@@ -98,10 +99,13 @@ class Queue(Generic[K]):
 
     @property
     def oldest(self) -> float:
-        """Age in seconds of the key that has waited, or been in work, longest; 0 when idle."""
+        """Age in seconds of the key that has waited, or been in work, longest; 0 when idle.
+
+        Counted from the start of `run`: a standby's keys may have waited for hours by then.
+        """
         since = [*self._events.values(), *self._due.values()]
         since += [state.since for state in self._states.values() if state.running]
-        return max(0.0, _now() - min(since)) if since else 0.0
+        return max(0.0, _now() - max(self._started, min(since))) if since else 0.0
 
     @property
     def keys(self) -> frozenset[K]:
@@ -145,6 +149,7 @@ class Queue(Generic[K]):
         """Process keys until cancelled; runs in work are then cancelled and waited for. To be called once."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            self._started = _now()
             try:
                 self._pump()
                 await asyncio.get_running_loop().create_future()  # until cancelled

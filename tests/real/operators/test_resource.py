@@ -1,0 +1,219 @@
+"""The resource on a real API server: what it refuses and with which words, what it fills in, what kubectl shows."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed.kubernetes import Cluster, KubectlError
+from vaultml_operator import crd
+
+ROOT = Path(__file__).parents[3]
+GOOD: dict[str, Any] = {
+    "apiVersion": "ml.kerberos.io/v1alpha1",
+    "kind": "VaultMLPipeline",
+    "metadata": {"name": "good"},
+    "spec": {
+        "queue": {"name": "in", "target": "out", "kafka": {"brokers": ["kafka.kafka:9092"], "group": "g"}},
+        "vault": {"apiUrl": "http://vault/api", "credentialsSecretRef": {"name": "vault"}},
+    },
+}
+SASL = {"security": "SASL_PLAINTEXT", "credentialsSecretRef": {"name": "user"}}
+NONE = object()
+
+# Where it is bad, what stands there (NONE: the field is left out), and a part of the sentence that the API server says.
+BAD: list[tuple[str, Any, str]] = [
+    ("metadata.name", "with.dots", "small letters, digits and hyphens, no dots"),
+    ("metadata.name", "x" * 53, "at most 52 characters"),
+    ("spec.queue", NONE, "spec.queue: Required value"),
+    ("spec.queue.name", NONE, "spec.queue.name: Required value"),
+    ("spec.queue.name", "", "should be at least 1 chars long"),
+    ("spec.queue.name", "a topic", "name must be a topic's name: letters, digits, dots, underscores and hyphens"),
+    ("spec.queue.name", "..", "name must be a topic's name"),
+    ("spec.queue.name", "q" * 246, "Too long: may not be more than 245"),
+    ("spec.queue.name", "kcloud-analysis-queue.fifo", "a Hub queue (kcloud-…) is not supported by this version yet"),
+    ("spec.queue.target", "in", "target must differ from name, or each result is taken for a new event"),
+    ("spec.queue.target", "out?", "target must be a topic's name"),
+    ("spec.queue.system", "SQS", 'Unsupported value: "SQS": supported values: "KAFKA"'),
+    ("spec.queue.kafka", NONE, "system KAFKA needs the block kafka: give brokers and group"),
+    ("spec.queue.kafka.brokers", NONE, "brokers: Required value"),
+    ("spec.queue.kafka.brokers", [], "brokers in body should have at least 1 items"),
+    ("spec.queue.kafka.brokers", "kafka:9092", "must be of type array"),
+    (
+        "spec.queue.kafka.brokers",
+        ["kafka"],
+        'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
+    ),
+    ("spec.queue.kafka.brokers", ["http://kafka:9092"], "each broker is host:port"),
+    ("spec.queue.kafka.brokers", ["a:9092,b:9092"], "each broker is host:port"),
+    ("spec.queue.kafka.brokers", ["kafka :9092"], "each broker is host:port"),
+    ("spec.queue.kafka.brokers", ["kafka:0"], "a broker's port lies between 1 and 65535"),
+    ("spec.queue.kafka.brokers", ["kafka:70000"], "a broker's port lies between 1 and 65535"),
+    ("spec.queue.kafka.brokers", ["kafka:9092", "kafka:9092"], "Duplicate value"),
+    ("spec.queue.kafka.group", "", "should be at least 1 chars long"),
+    ("spec.queue.kafka.group", NONE, "group: Required value"),
+    ("spec.queue.kafka.security", "TLS", 'supported values: "PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL"'),
+    ("spec.queue.kafka.security", "SASL_PLAINTEXT", "need credentialsSecretRef: name a Secret with the keys username"),
+    ("spec.queue.kafka.security", "SASL_SSL", "need credentialsSecretRef"),
+    ("spec.queue.kafka.mechanism", "GSSAPI", 'supported values: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"'),
+    (
+        "spec.queue.kafka.credentialsSecretRef",
+        {"name": "user"},
+        "security PLAINTEXT sends no credentials: set security",
+    ),
+    ("spec.queue.kafka.credentialsSecretRef", {}, "credentialsSecretRef.name: Required value"),
+    ("spec.queue.kafka.credentialsSecretRef", {"name": "User"}, "should match"),
+    ("spec.queue.kafka.username", "me", "username is used with SASL only"),
+    ("spec.queue.kafka.ca", {"secretKeyRef": {"name": "ca"}}, "ca is used with TLS only"),
+    (
+        "spec.queue.kafka",
+        {**SASL, "brokers": ["b:1"], "group": "g", "security": "SASL_SSL", "ca": {}},
+        "give exactly one of",
+    ),
+    ("spec.queue.kafka.offsetReset", "none", 'supported values: "earliest", "latest"'),
+    ("spec.vault.apiUrl", "vault/api", "apiUrl must look like http://vault-lb.kerberos-vault/api"),
+    ("spec.vault.apiUrl", "ftp://vault/api", "apiUrl must look like"),
+    ("spec.vault.apiUrl", "http://user:secret@vault/api", "without user, password, query or fragment"),
+    ("spec.vault.apiUrl", "http://vault/api?x=1", "without user, password, query or fragment"),
+    ("spec.vault.credentialsSecretRef", NONE, "credentialsSecretRef: Required value"),
+    ("spec.vault.download", "ftp", 'supported values: "blob", "signed-url"'),
+    ("spec.model", {"path": "/m.pt"}, "path must end in .cfg (Darknet, with its .weights) or .onnx"),
+    ("spec.model", {"weights": "/m.weights"}, "weights and names belong to a path: give path, too"),
+    ("spec.model", {"persistentVolumeClaim": {"claimName": "m"}}, "persistentVolumeClaim needs path"),
+    ("spec.model", {"path": "/m.onnx", "weights": "/m.weights"}, "an .onnx carries its weights: leave weights out"),
+    ("spec.model", {"path": "m.onnx"}, "absolute without (in the image)"),
+    ("spec.model", {"path": "/m.onnx", "persistentVolumeClaim": {"claimName": "m"}}, "paths are relative with"),
+    ("spec.model", {"path": "../m.onnx", "persistentVolumeClaim": {"claimName": "m"}}, "paths must not contain .."),
+    ("spec.detection.numberOfPredictions", 0, "should be greater than or equal to 1"),
+    ("spec.detection.numberOfPredictions", 2.5, "must be of type integer"),
+    ("spec.detection.threshold", 0, "should be greater than 0"),
+    ("spec.detection.threshold", 1, "should be less than 1"),
+    ("spec.detection.threshold", "0.5", "must be of type number"),
+    ("spec.detection.classes", ["car,person"], "a class is one label, without commas"),
+    ("spec.detection.classes", ["car", "car"], "Duplicate value"),
+    ("spec.detection.moveDistance", -1, "should be greater than or equal to 0"),
+    ("spec.replicas", -1, "should be greater than or equal to 0"),
+    ("spec.suspend", "yes", "must be of type boolean"),
+    ("spec.worker.gpu.resource", "gpu", "resource is an extended resource, e.g. nvidia.com/gpu"),
+    ("spec.worker.gpu", {"resource": "nvidia.com/gpu.shared", "count": 2}, "gives no more compute: set count to 1"),
+    ("spec.worker.gpu.count", -1, "should be greater than or equal to 0"),
+    (
+        "spec.worker",
+        {"engine": "tensorrt", "gpu": {"count": 0}},
+        "engine tensorrt needs a GPU: set gpu.count to 1 or more",
+    ),
+    ("spec.worker.engine", "cpu", 'supported values: "tensorrt", "onnxruntime"'),
+    ("spec.worker.image", "an image", "should match"),
+    (
+        "spec.worker.resources",
+        {"requests": {"cpu": "2"}, "limits": {"cpu": "1500m"}},
+        "the request of cpu must not exceed",
+    ),
+    (
+        "spec.worker.resources",
+        {"requests": {"memory": "2Gi"}, "limits": {"memory": 1000}},
+        "the request of memory must not",
+    ),
+    ("spec.worker.resources", {"limits": {"nvidia.com/gpu": 1}}, "GPUs are asked for by worker.gpu, not here"),
+    (
+        "spec.worker.tolerations",
+        [{"key": "a", "operator": "Exists", "value": "b"}],
+        "operator Exists compares no value",
+    ),
+    ("spec.worker.tolerations", [{"value": "b"}], "operator Equal needs key"),
+    ("spec.worker.env", [{"name": "QUEUE_NAME", "value": "x"}], "this variable is decided by a field of the spec"),
+    (
+        "spec.worker.env",
+        [{"name": "MY_PASSWORD", "value": "x"}],
+        "this looks like a secret: use valueFrom.secretKeyRef",
+    ),
+    ("spec.worker.env", [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}], "Duplicate value"),
+    ("spec.worker.env", [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "p"}}}], "not both"),
+    (
+        "spec.worker.env",
+        [{"name": "A", "valueFrom": {}}],
+        "give exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+    ),
+    ("spec.worker.serviceAccount", {"annotations": {"a": "b"}}, "set create to true, or annotate yours"),
+    (
+        "spec.worker.podTemplate.metadata",
+        {"labels": {"ml.kerberos.io/pipeline": "x"}},
+        "are the operator's: choose others",
+    ),
+    ("spec.worker.podTemplate.metadata", {"annotations": {"ml.kerberos.io/manifest": "x"}}, "are the operator's"),
+    ("spec.worker.terminationGracePeriodSeconds", 1, "should be greater than or equal to 5"),
+    ("spec.worker.logLevel", "TRACE", 'supported values: "DEBUG", "INFO", "WARNING", "ERROR"'),
+    ("spec.worker.gpus", 1, 'unknown field "spec.worker.gpus"'),
+]
+
+
+def spoilt(where: str, value: Any) -> dict[str, Any]:
+    body = copy.deepcopy(GOOD)
+    *path, last = where.split(".")
+    part: Any = body
+    for step in path:
+        part = part.setdefault(step, {})
+    if value is NONE:
+        del part[last]
+    else:
+        part[last] = value
+    return body
+
+
+@pytest.mark.parametrize(("where", "value", "sentence"), BAD, ids=[f"{n}-{each[0]}" for n, each in enumerate(BAD)])
+def test_a_bad_resource_is_refused_with_what_to_write(crds: Cluster, where: str, value: Any, sentence: str) -> None:
+    with pytest.raises(KubectlError) as refusal:
+        crds.kubectl("apply", "-f", "-", stdin=json.dumps(spoilt(where, value)))
+    assert sentence in str(refusal.value)
+
+
+def test_the_good_one_is_taken_and_filled_in(crds: Cluster, namespace: str) -> None:
+    crds.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(GOOD))
+    spec = json.loads(crds.kubectl("get", "vmlp/good", "-n", namespace, "-o", "json"))["spec"]
+    assert spec["replicas"] == 1
+    assert spec["detection"] == {"classes": [], "moveDistance": 0, "numberOfPredictions": 5, "threshold": 0.5}
+    assert spec["worker"]["gpu"] == {"resource": "nvidia.com/gpu", "count": 1}
+    assert spec["queue"]["kafka"]["security"] == "PLAINTEXT"
+
+
+def test_the_queue_system_never_changes(crds: Cluster) -> None:
+    """With one system there is nothing to change to yet: that the rule is in force is seen in the CRD."""
+    found = json.loads(crds.kubectl("get", "crd/vaultmlpipelines.ml.kerberos.io", "-o", "json"))
+    schema = found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert schema["queue"]["properties"]["system"]["x-kubernetes-validations"][0]["rule"] == "self == oldSelf"
+
+
+@pytest.mark.parametrize("name", ["pipelines", "pipeline", "vmlp", "kerberos", "vaultmlpipelines"])
+def test_kubectl_finds_it_by_every_name(crds: Cluster, namespace: str, name: str) -> None:
+    crds.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(GOOD))
+    table = crds.kubectl("get", name, "-n", namespace)
+    assert table.splitlines()[0].split() == ["NAME", "READY", "REPLICAS", "GPU", "REASON", "AGE"]
+    assert "good" in table
+
+
+def test_explain_teaches_every_field(crds: Cluster) -> None:
+    text = crds.kubectl("explain", "vaultmlpipeline.spec", "--recursive")
+    assert "credentialsSecretRef" in text
+    said = crds.kubectl("explain", "vaultmlpipeline.spec.queue.kafka")
+    assert "How to talk to the brokers." in said
+    assert "enum: PLAINTEXT, SASL_PLAINTEXT, SASL_SSL, SSL" in said
+
+    def described(schema: dict[str, Any], path: str) -> None:
+        for name, field in schema.get("properties", {}).items():
+            if path != "" or name != "metadata":
+                assert field.get("description"), f"{path}.{name} has no description"
+                described(field.get("items", field), f"{path}.{name}")
+
+    described(crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_taken(crds: Cluster, namespace: str, path: Path) -> None:
+    documents = list(yaml.safe_load_all(path.read_text()))
+    for each in documents:
+        each["metadata"]["namespace"] = namespace
+    everything = {"apiVersion": "v1", "kind": "List", "items": documents}
+    crds.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(everything))
