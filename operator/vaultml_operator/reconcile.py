@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -116,7 +117,8 @@ class Reconciler:
             deployment, monitored = await self._children(body, pipeline, sources, _revision(found))
         except _Blocked as blocked:
             blocking = blocked.problem
-            deployment = await self._own(pipeline, "Deployment", pipeline.name)
+            with suppress(_Blocked):
+                deployment = await self._own(pipeline, "Deployment", pipeline.name)
         blocking = blocking or status.failure(deployment)
         return status.Observation(
             generation=generation,

@@ -4,12 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from testbed import darknet
+from testbed import darknet, kubernetes
+from testbed.images import images
 from testbed.kafka import Broker, available
+from testbed.kubernetes import Cluster, gpus
 from tests.parts import need
+from tests.real.namespace import Namespace
 from tests.real.scene import Scene
 from vaultml_worker import fetch
 from vaultml_worker.dev import agent, footage
@@ -24,6 +28,30 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield broker
         if request.session.testsfailed > failed_before:
             broker.keep_log()
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A running cluster with two nodes of two GPUs each, gpu-0 and gpu-1; every test takes a namespace of its own."""
+    need(kubernetes.available())
+    failed_before = request.session.testsfailed
+    with Cluster(images=images()) as running:
+        for name in ("gpu-0", "gpu-1"):
+            running.node(name, **gpus.whole(2))
+        yield running
+        if request.session.testsfailed > failed_before:
+            running.keep_logs()
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace of the test's own; what is left in it ends at once."""
+    name = f"test-{uuid4().hex[:8]}"
+    cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    made = Namespace(cluster, name)
+    made.wait_service_account()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(scope="session")

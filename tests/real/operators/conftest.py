@@ -2,14 +2,17 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from testbed import kubernetes
-from testbed.kubernetes import Cluster
+from testbed.kubernetes import Cluster, gpus
+from testbed.operator import Operator, Pipelines, grant
 from testbed.product import images
 from tests.parts import need
 from vaultml_operator import crd
+from vaultml_worker.dev.vault import Account, VaultServer, application
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,32 @@ def namespace(crds: Cluster) -> Iterator[str]:
     crds.kubectl("create", "namespace", name)
     yield name
     crds.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def operator(
+    crds: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Operator]:
+    """One operator that watches the whole cluster, with a node whose pods are there in name only."""
+    failed_before = request.session.testsfailed
+    grant(crds)
+    crds.node("hollow", hollow=True, **gpus.whole(64))
+    with Operator(crds, tmp_path_factory.mktemp("operator") / "operator.log") as running:
+        running.wait_ready().wait_leads()
+        yield running
+        if request.session.testsfailed > failed_before:
+            running.keep_log()
+
+
+@pytest.fixture
+def pipelines(operator: Operator, crds: Cluster, namespace: str) -> Pipelines:
+    """A namespace of its own that the operator watches."""
+    return Pipelines(crds, namespace)
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[tuple[str, VaultServer]]:
+    """The address of a running Vault that knows the account `a`, `b`, and the server."""
+    server = VaultServer(application(tmp_path, Account("a", "b")))
+    yield f"{server.url}/api", server
+    server.close()

@@ -1,0 +1,341 @@
+"""One container of a pod over all of its starts: image, environment, start, probes, end, back-off, start again."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from testbed.kubernetes.images import Image, find
+from testbed.kubernetes.kubelet import probes, runtime
+from testbed.kubernetes.kubelet.client import Object
+from testbed.kubernetes.kubelet.environment import environment, expand
+from testbed.kubernetes.kubelet.machine import Machine
+from testbed.kubernetes.kubelet.references import MissingReferenceError, References
+from testbed.kubernetes.kubelet.runtime import Running
+from testbed.kubernetes.kubelet.status import now, waiting
+from testbed.kubernetes.kubelet.volumes import Volumes
+
+_RETRY_S = 0.5
+_MESSAGE_LIMIT = 4096
+_TAIL_LIMIT = 2048
+
+
+class Container:
+    """Runs in `run` until it is over for good or stopped; `changed` is called whenever its status changes."""
+
+    def __init__(
+        self, machine: Machine, pod: Callable[[], Object], spec: Object, volumes: Volumes, folder: Path,
+        changed: Callable[[], None], *, init: bool, before: Object | None,
+    ) -> None:  # fmt: skip
+        """`pod` gives the pod as it is now, `folder` is the container's own; `before`: its last status."""
+        self.name: str = spec["name"]
+        self._machine = machine
+        self._pod = pod
+        self._spec = spec
+        self._volumes = volumes
+        self._folder = folder
+        self._changed = changed
+        policy = pod()["spec"].get("restartPolicy", "Always")
+        self.sidecar = init and spec.get("restartPolicy") == "Always"
+        self.init = init and not self.sidecar
+        self._policy = "OnFailure" if self.init and policy == "Always" else "Always" if self.sidecar else policy
+        self._state: Object = waiting(
+            "PodInitializing" if not init and pod()["spec"].get("initContainers") else "ContainerCreating"
+        )
+        self._last: Object = {}
+        self._restarts = 0
+        self._started = False
+        self._ready = False
+        self._back_off = 0.0
+        self._running: Running | None = None
+        self._env: dict[str, str] = {}
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.up = asyncio.Event()
+        (folder / "pid").unlink(missing_ok=True)  # of before the node was switched off
+        if before is not None:
+            self._resume(before)
+
+    @property
+    def status(self) -> Object:
+        """As in a pod's containerStatuses."""
+        done = self.init and self._state.get("terminated", {}).get("exitCode") == 0
+        return {
+            "name": self.name,
+            "image": self._spec.get("image", ""),
+            "imageID": self._spec.get("image", "")
+            if self._running or self._last or "terminated" in self._state
+            else "",
+            "containerID": f"testbed://{self._pod()['metadata']['uid']}/{self.name}/{self._restarts}"
+            if self.up.is_set()
+            else "",
+            "state": self._state,
+            "lastState": self._last,
+            "restartCount": self._restarts,
+            "started": self._started,
+            "ready": done if self.init else self._ready,
+        }
+
+    async def run(self) -> None:
+        """Start the container, and again as its restart policy says, until it is over for good or stopped."""
+        while not self._stopping.is_set():
+            try:
+                image = await self._image()
+                if image is None:
+                    return
+                await self._once(await self._order(image))
+            except MissingReferenceError as error:
+                self._event("Warning", "Failed", f"Error: {error}")
+                self._set(waiting("CreateContainerConfigError", str(error)))
+                await self._pause(_RETRY_S)
+                continue
+            if self._stopping.is_set() or not self._again():
+                return
+            await self._wait_back_off()
+            if not self._stopping.is_set():
+                self._restarts += 1
+
+    async def stop(self, grace: float) -> None:
+        """End it: the preStop hook and SIGTERM, SIGKILL after `grace` seconds; returns when it has ended."""
+        self._stopping.set()
+        if self._running is not None:
+            self._event("Normal", "Killing", f"Stopping container {self.name}")
+            await self._end(self._running, grace)
+
+    async def _image(self) -> Image | None:
+        reference = self._spec.get("image", "")
+        pause = self._machine.first_back_off
+        while (image := find(self._machine.images, reference)) is None and not self._stopping.is_set():
+            trouble = (
+                f'failed to pull and unpack image "{reference}": failed to resolve reference "{reference}": '
+                "pull access denied, repository does not exist or may require authorization"
+            )
+            self._event("Normal", "Pulling", f'Pulling image "{reference}"')
+            self._event("Warning", "Failed", f'Failed to pull image "{reference}": {trouble}')
+            self._set(waiting("ErrImagePull", trouble))
+            await self._pause(_RETRY_S)
+            self._event("Normal", "BackOff", f'Back-off pulling image "{reference}"')
+            self._set(waiting("ImagePullBackOff", f'Back-off pulling image "{reference}": ErrImagePull: {trouble}'))
+            await self._pause(pause)
+            pause = min(2 * pause, self._machine.longest_back_off)
+        if image is not None:
+            self._event("Normal", "Pulled", f'Container image "{reference}" already present on machine')
+        return image
+
+    async def _order(self, image: Image) -> dict[str, Any]:
+        """What launch.py is to run."""
+        pod, machine = self._pod(), self._machine
+        references = References(machine.client, pod["metadata"]["namespace"])
+        variables = await environment(pod, self._spec, references, machine.services, machine.allocatable)
+        hostname = (pod["spec"].get("hostname") or pod["metadata"]["name"])[:63]
+        self._env = {"HOME": "/root", **image.env, "HOSTNAME": hostname, **variables}
+        command = self._spec.get("command") or list(image.entrypoint)
+        args = self._spec.get("args") or ([] if self._spec.get("command") else list(image.command))
+        message = self._folder / "termination-log"
+        message.write_bytes(b"")
+        target = self._spec.get("terminationMessagePath", "/dev/termination-log")
+        return {
+            "argv": [expand(word, variables) for word in (*command, *args)],
+            "env": self._env,
+            "cwd": self._spec.get("workingDir") or image.working_folder,
+            "hostname": hostname,
+            "scratch": str(self._folder / "scratch"),
+            "mounts": [
+                *self._volumes.mounts(self._spec, variables),
+                {"source": str(message), "target": target, "read_only": False},
+            ],
+            "shared": list(image.shared),
+            "read_only_root": self._spec.get("securityContext", {}).get("readOnlyRootFilesystem", False),
+        }
+
+    async def _once(self, spec: dict[str, Any]) -> None:
+        """One start up to its end."""
+        self._event("Normal", "Created", f"Container created: {self.name}")
+        started = now()
+        try:
+            self._running = await runtime.start(spec, self._log(self._restarts))
+        except runtime.StartError as error:
+            self._event("Warning", "Failed", f"Error: {error}")
+            self._terminated(128, error.reason, started, str(error))
+            return
+        (self._folder / "pid").write_text(str(self._running.pid))
+        self._event("Normal", "Started", f"Container started: {self.name}")
+        self._started = "startupProbe" not in self._spec
+        self._ready = self._started and "readinessProbe" not in self._spec
+        self.up.set()
+        self._set({"running": {"startedAt": started}})
+        self._watch(self._running)
+        if self._stopping.is_set():  # while it was being started
+            self._running.signal(signal.SIGKILL)
+        code = await self._running.wait()
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        (self._folder / "pid").unlink(missing_ok=True)
+        self._terminated(code, "Completed" if code == 0 else "Error", started, self._message(code))
+
+    def _watch(self, running: Running) -> None:
+        """Start the probes: the startup probe alone first, where there is one."""
+        if "startupProbe" in self._spec:
+            self._probe("startupProbe", running, self._startup_result, result=False)
+        else:
+            self._watch_started(running)
+
+    def _watch_started(self, running: Running) -> None:
+        if "readinessProbe" in self._spec:
+            self._probe("readinessProbe", running, self._readiness_result, result=False)
+        if "livenessProbe" in self._spec:
+            self._probe("livenessProbe", running, partial(self._liveness_result, "livenessProbe", running), result=True)
+
+    def _probe(self, kind: str, running: Running, report: Callable[[bool], None], *, result: bool) -> None:
+        definition = self._spec[kind]
+        names = {port["name"]: port["containerPort"] for port in self._spec.get("ports", []) if "name" in port}
+        address = self._pod()["status"]["podIP"]
+        once = partial(probes.probe, definition, names, address, running.pid, self._env)
+        failures = 0
+
+        def told(good: bool, output: str) -> None:
+            nonlocal failures
+            failures = failures + 1 if output else 0
+            if output:
+                name = kind.removesuffix("Probe").capitalize()
+                self._event("Warning", "Unhealthy", f"{name} probe failed: {output}")
+            if running.ended or self._stopping.is_set():
+                return
+            if kind == "startupProbe" and failures >= definition.get("failureThreshold", 3):
+                self._liveness_result("startupProbe", running, good=False)
+            else:
+                report(good)
+
+        self._spawn(probes.keep_probing(definition, once, told, result=result))
+
+    def _startup_result(self, good: bool) -> None:
+        if good and not self._started and self._running is not None:
+            self._started = True
+            self._ready = "readinessProbe" not in self._spec
+            self._changed()
+            self._tasks[0].cancel()
+            self._watch_started(self._running)
+
+    def _readiness_result(self, good: bool) -> None:
+        if good is not self._ready:
+            self._ready = good
+            self._changed()
+
+    def _liveness_result(self, kind: str, running: Running, good: bool) -> None:
+        if good:
+            return
+        name = kind.removesuffix("Probe")
+        self._event("Normal", "Killing", f"Container {self.name} failed {name} probe, will be restarted")
+        spec = self._pod()["spec"]
+        grace = self._spec[kind].get("terminationGracePeriodSeconds", spec.get("terminationGracePeriodSeconds", 30))
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        self._spawn(self._end(running, grace))
+
+    async def _end(self, running: Running, grace: float) -> None:
+        deadline = time.monotonic() + grace
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._pre_stop(running), grace)
+        # A kubelet gives a hook that took all the time two more seconds.
+        deadline = max(deadline, time.monotonic() + 2) if grace > 0 and time.monotonic() >= deadline else deadline
+        running.signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(running.wait(), max(0, deadline - time.monotonic()))
+        running.signal(signal.SIGKILL)
+        await running.wait()
+
+    async def _pre_stop(self, running: Running) -> None:
+        hook = self._spec.get("lifecycle", {}).get("preStop", {})
+        if "sleep" in hook:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(running.wait(), hook["sleep"]["seconds"])
+        elif "exec" in hook:
+            code, output = await probes.run_inside(hook["exec"]["command"], running.pid, self._env)
+            if code != 0:
+                self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {output}")
+
+    def _again(self) -> bool:
+        code = self._state["terminated"]["exitCode"]
+        return self._policy == "Always" or (self._policy == "OnFailure" and code != 0)
+
+    async def _wait_back_off(self) -> None:
+        """The first time it is started again at once, then after a time that doubles."""
+        ended = self._state
+        longest = self._machine.longest_back_off
+        ran = _seconds_between(ended["terminated"])
+        if ran > 2 * longest:
+            self._back_off = 0.0
+        pause = self._back_off
+        self._back_off = min(2 * pause or self._machine.first_back_off, longest)
+        self._last = ended
+        if pause:
+            metadata = self._pod()["metadata"]
+            who = f"{metadata['name']}_{metadata['namespace']}({metadata['uid']})"
+            message = f"back-off {pause:g}s restarting failed container={self.name} pod={who}"
+            self._event("Warning", "BackOff", f"Back-off restarting failed container {self.name} in pod {who}")
+            self._set(waiting("CrashLoopBackOff", message))
+            await self._pause(pause)
+
+    def _terminated(self, code: int, reason: str, started: str, message: str) -> None:
+        self._running = None
+        self._ready = self._started = False
+        end: Object = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()}
+        self._set({"terminated": end | ({"message": message} if message else {})})
+
+    def _message(self, code: int) -> str:
+        """What the container left as its termination message."""
+        text = (self._folder / "termination-log").read_bytes()[:_MESSAGE_LIMIT]
+        if not text and code != 0 and self._spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            text = self._log(self._restarts).read_bytes()[-_TAIL_LIMIT:]
+        return text.decode(errors="replace")
+
+    def _log(self, start: int) -> Path:
+        metadata = self._pod()["metadata"]
+        folder: Path = self._machine.logs / metadata["namespace"] / f"{metadata['name']}_{metadata['uid']}" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{start}.log"
+
+    def _resume(self, before: Object) -> None:
+        """The node was switched off while the container ran, as its status before says."""
+        self._restarts = before.get("restartCount", 0)
+        if "running" in before["state"]:
+            end = {
+                "exitCode": 255,
+                "reason": "Unknown",
+                "startedAt": before["state"]["running"]["startedAt"],
+                "finishedAt": now(),
+            }
+            self._last = {"terminated": end}
+            self._restarts += 1
+        elif before.get("lastState"):
+            self._last = before["lastState"]
+
+    def _event(self, kind: str, reason: str, message: str) -> None:
+        record = self._machine.recorder.normal if kind == "Normal" else self._machine.recorder.warning
+        record(self._pod(), reason, message, self.name)
+
+    def _set(self, state: Object) -> None:
+        if state != self._state:
+            self._state = state
+            self._changed()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until it is stopped."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def _seconds_between(end: Object) -> float:
+    started, finished = (
+        time.mktime(time.strptime(end[key], "%Y-%m-%dT%H:%M:%SZ")) for key in ("startedAt", "finishedAt")
+    )
+    return finished - started

@@ -1,0 +1,179 @@
+"""`vaultml-operator run` as a process of its own, with the rights of deploy/install.yaml and no more."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+
+from testbed.kubernetes import Cluster
+from testbed.process import LOOPBACK, Process, free_port, wait_for
+from testbed.worker import environment
+from vaultml_operator import install
+
+_KEPT_LOGS = Path(__file__).parents[1] / ".test-output"
+IMAGE = "vaultml/worker:test"
+
+
+def grant(cluster: Cluster, namespaces: Sequence[str] = ()) -> None:
+    """Apply all of the installation but the operator's own Deployment."""
+    wanted = install.manifests("vaultml/operator:test", IMAGE, namespaces)
+    cluster.apply(*(each for each in wanted if each["kind"] != "Deployment"))
+
+
+class Operator:
+    """One replica, which runs from construction on until `terminate` or `kill`."""
+
+    def __init__(self, cluster: Cluster, log: Path, *arguments: str, server: str | None = None) -> None:
+        """Start it with its ServiceAccount's token; `server` is the API server's address, if not the cluster's."""
+        port = free_port()
+        self._url = f"http://{LOOPBACK}:{port}"
+        self._session = requests.Session()
+        self._session.trust_env = False
+        kubeconfig = cluster.kubeconfig_for(install.NAMESPACE, install.NAME, server=server)
+        self.process = Process(
+            [
+                *(sys.executable, "-m", "vaultml_operator.cli", "run", "--host", LOOPBACK, "--port", str(port)),
+                *("--worker-image", IMAGE, "--lease-namespace", install.NAMESPACE, "--log-format", "console"),
+                *arguments,
+            ],
+            env=environment({"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*"}),
+            log=log,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self._session.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET on its own HTTP server; 0 while it does not answer."""
+        try:
+            answer = self._session.get(self._url + path, timeout=5)
+        except requests.ConnectionError:
+            return 0, ""
+        return answer.status_code, answer.text
+
+    def wait_ready(self, timeout: float = 60) -> Self:
+        """Return once its watches are open; raises TimeoutError or RuntimeError with its log when that fails."""
+        wait_for(lambda: self.get("/readyz")[0] == 200, timeout, "the operator to be ready", process=self.process)
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """The samples of /metrics by name and labels."""
+        samples = (line.rpartition(" ") for line in self.get("/metrics")[1].splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the Lease."""
+        return self.metrics().get("vaultml_operator_leading") == 1
+
+    def wait_leads(self, timeout: float = 60) -> Self:
+        """Return once it holds the Lease."""
+        wait_for(lambda: self.leads, timeout, "the operator to lead", process=self.process)
+        return self
+
+    def log_text(self) -> str:
+        """All of the log so far."""
+        return self.process.log_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Return the exit status once it has ended; raises TimeoutError when it doesn't."""
+        wait_for(lambda: self.process.returncode is not None, timeout, "the operator to end")
+        return self.process.kill()
+
+    def terminate(self, timeout: float = 30) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+
+    def keep_log(self) -> Path:
+        """Copy the log to `.test-output/`, as is done on failure; returns where it lies."""
+        _KEPT_LOGS.mkdir(exist_ok=True)
+        return Path(shutil.copy(self.process.log, _KEPT_LOGS / f"operator-{self.pid}.log"))
+
+
+class Pipelines:
+    """What people do with pipelines in one namespace, and what they see."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+
+    def apply(self, body: dict[str, Any]) -> None:
+        """`kubectl apply` it here."""
+        body = {**body, "metadata": {**body["metadata"], "namespace": self.namespace}}
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl in this namespace."""
+        return self.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """The object, or None."""
+        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        found: dict[str, Any] | None = json.loads(text) if text.strip() else None
+        return found
+
+    def all(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+        """All objects of a kind."""
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+        return items
+
+    def condition(self, name: str, kind: str = "Ready") -> dict[str, Any]:
+        """A condition of a pipeline; empty when there is none yet."""
+        found = self.get("vmlp", name) or {}
+        conditions = (found.get("status") or {}).get("conditions") or []
+        return next((each for each in conditions if each["type"] == kind), {})
+
+    def wait(
+        self, name: str, reason: str, kind: str = "Ready", *, timeout: float = 30, generation: int | None = None
+    ) -> dict[str, Any]:
+        """Return the condition once it has this reason (and was said of this generation, or a later one)."""
+
+        def there() -> dict[str, Any] | None:
+            found = self.condition(name, kind)
+            current = generation is None or found.get("observedGeneration", 0) >= generation
+            return found if found.get("reason") == reason and current else None
+
+        try:
+            return wait_for(there, timeout, f"{name}'s {kind} to be {reason}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it is {self.condition(name, kind)}") from None
+
+    def events(self, name: str) -> list[tuple[str, str, str]]:
+        """Type, reason and note of each Event about a pipeline, oldest first."""
+        text = self.kubectl("get", "events.events.k8s.io", "-o", "json")
+        found = [each for each in json.loads(text)["items"] if each["regarding"].get("name") == name]
+        ours = [each for each in found if each["regarding"]["kind"] == "VaultMLPipeline"]
+        ours.sort(key=lambda each: str(each["eventTime"]))
+        return [(each["type"], each["reason"], each["note"]) for each in ours]
+
+    def secret(self, name: str, **data: str) -> None:
+        """Create or change a Secret."""
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(body))

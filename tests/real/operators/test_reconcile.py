@@ -1,0 +1,296 @@
+"""What a pipeline becomes, and what brings it back: on a node whose pods run in name only."""
+
+import json
+import time
+from functools import partial
+from typing import Any
+
+from confluent_kafka.admin import AdminClient
+
+from testbed.kafka import Broker
+from testbed.operator import Operator, Pipelines
+from testbed.process import wait_for
+from vaultml_worker.dev.vault import VaultServer
+
+
+def body(kafka: Broker, queue: str = "ready-queue", **spec: Any) -> dict[str, Any]:
+    """A pipeline without a Vault of its own, on the real broker."""
+    block = {"brokers": [kafka.plaintext], "group": "g"}
+    return {
+        "apiVersion": "ml.kerberos.io/v1alpha1",
+        "kind": "VaultMLPipeline",
+        "metadata": {"name": "p"},
+        "spec": {"queue": {"name": queue, "kafka": block}, **spec},
+    }
+
+
+def topic(kafka: Broker, name: str = "ready-queue") -> str:
+    admin = AdminClient({"bootstrap.servers": kafka.plaintext, "log_level": 0})
+    if name not in admin.list_topics(timeout=10).topics:
+        kafka.create_topic(name)
+    return name
+
+
+def deployment(pipelines: Pipelines) -> dict[str, Any]:
+    found = pipelines.get("deployment", "p")
+    assert found is not None
+    return found
+
+
+def test_a_pipeline_becomes_ready_and_says_so(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, replicas=2))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("wait", "--for=condition=Ready", "vmlp/p", "--timeout=10s")
+    row = pipelines.kubectl("get", "pipelines").splitlines()[1].split()
+    assert row[:5] == ["p", "True", "2/2", "nvidia.com/gpu:1", "Running"]
+    assert len(pipelines.all("pods", "ml.kerberos.io/pipeline=p")) == 2
+    budget = pipelines.get("pdb", "p")
+    assert budget is not None
+    assert budget["spec"]["maxUnavailable"] == 1
+    found = pipelines.get("vmlp", "p")
+    assert found is not None
+    assert "finalizers" not in found["metadata"]
+    assert set(found["metadata"].get("annotations") or {}) <= {"kubectl.kubernetes.io/last-applied-configuration"}
+    reasons = [reason for _, reason, _ in pipelines.events("p")]
+    assert reasons.count("Created") == 2
+    assert reasons[-1] == "Running"
+    described = pipelines.kubectl("describe", "vmlp", "p")
+    assert "2 of 2 workers ready" in described
+
+
+def test_created_at_zero_no_pod_ever_appears(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, replicas=0))
+    pipelines.wait("p", "ScaledToZero")
+    # A pod that had been would have left an Event of the ReplicaSet behind.
+    made = json.loads(pipelines.kubectl("get", "events", "-o", "json"))["items"]
+    assert [each for each in made if each["reason"] == "SuccessfulCreate"] == []
+    assert pipelines.all("pods") == []
+
+
+def test_scale_suspend_and_resume(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=3")
+    wait_for(lambda: pipelines.condition("p")["message"] == "3 of 3 workers ready", 30, "three workers")
+    pipelines.kubectl("patch", "vmlp", "p", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    pipelines.wait("p", "Suspended")
+    wait_for(lambda: pipelines.all("pods") == [], 30, "the workers to go")
+    assert deployment(pipelines)["spec"]["replicas"] == 0
+    pipelines.kubectl("patch", "vmlp", "p", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    wait_for(lambda: pipelines.condition("p")["message"] == "3 of 3 workers ready", 30, "three workers again")
+    owners = {
+        each["manager"]: each.get("subresource")
+        for each in json.loads(pipelines.kubectl("get", "deploy", "p", "-o", "json", "--show-managed-fields"))[
+            "metadata"
+        ]["managedFields"]
+        if "f:replicas" in each["fieldsV1"].get("f:spec", {})
+    }
+    assert owners == {"vaultml-scaler": "scale"}
+
+
+def test_nothing_is_written_when_nothing_changed(kafka: Broker, operator: Operator, pipelines: Pipelines) -> None:
+    topic(kafka)
+    resources = {"requests": {"cpu": "0.5", "memory": "1024Mi"}}  # which the API server writes in its own way
+    pipelines.apply(body(kafka, worker={"resources": resources}))
+    pipelines.wait("p", "Running")
+
+    def reconciles() -> float:
+        return operator.metrics()['vaultml_operator_reconciles_total{outcome="success"}']
+
+    def more_than(runs: float) -> bool:
+        return reconciles() > runs
+
+    def writes() -> dict[str, float]:
+        written = ('verb="patch"', 'verb="create"', 'verb="delete"')
+        return {
+            name: value
+            for name, value in operator.metrics().items()
+            if name.startswith("vaultml_operator_api_requests_total") and any(each in name for each in written)
+        }
+
+    versions = [deployment(pipelines)["metadata"]["resourceVersion"]]
+    for number in range(3):
+        before, runs = writes(), reconciles()
+        # An event about a child that changes nothing that we want.
+        pipelines.kubectl("annotate", "pdb", "p", f"someone.else/number={number}", "--overwrite")
+        wait_for(partial(more_than, runs), 20, "a reconcile")
+        assert writes() == before
+    assert [deployment(pipelines)["metadata"]["resourceVersion"]] == versions
+
+
+def test_an_edited_child_is_repaired(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("set", "env", "deployment/p", "QUEUE_NAME=elsewhere")
+    pipelines.kubectl("scale", "deployment/p", "--replicas=5")
+
+    def repaired() -> bool:
+        spec = deployment(pipelines)["spec"]
+        env = {each["name"]: each.get("value") for each in spec["template"]["spec"]["containers"][0]["env"]}
+        return (env["QUEUE_NAME"], spec["replicas"]) == ("ready-queue", 1)
+
+    wait_for(repaired, 20, "the Deployment to be as it was")
+    assert "Updated" in [reason for _, reason, _ in pipelines.events("p")]
+
+
+def test_a_deleted_child_comes_back(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    account = {"serviceAccount": {"create": True, "annotations": {"a/role": "r"}}}
+    pipelines.apply(body(kafka, worker=account))
+    pipelines.wait("p", "Running")
+    for kind in ("deployment", "pdb", "serviceaccount"):
+        before = pipelines.get(kind, "p")
+        assert before is not None
+        pipelines.kubectl("delete", kind, "p")
+
+        def back(kind: str = kind, uid: str = before["metadata"]["uid"]) -> bool:
+            found = pipelines.get(kind, "p")
+            return found is not None and found["metadata"]["uid"] != uid
+
+        wait_for(back, 20, f"the {kind} to be back")
+    pipelines.wait("p", "Running")
+
+
+def test_what_the_spec_no_longer_asks_for_goes(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, worker={"serviceAccount": {"create": True, "name": "mine"}}))
+    wait_for(lambda: pipelines.get("serviceaccount", "mine"), 20, "the ServiceAccount")
+    pipelines.apply(body(kafka))
+    wait_for(lambda: pipelines.get("serviceaccount", "mine") is None, 20, "the ServiceAccount to go")
+    assert ("Normal", "Removed", "deleted the ServiceAccount mine: the spec asks for none") in pipelines.events("p")
+
+
+def test_a_foreign_object_is_never_taken_over(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.kubectl("create", "deployment", "p", "--image=busybox", "--replicas=0")
+    before = deployment(pipelines)
+    pipelines.apply(body(kafka))
+    condition = pipelines.wait("p", "NameTaken")
+    assert "Deployment p exists and is not this pipeline's" in condition["message"]
+    assert deployment(pipelines)["spec"] == before["spec"]
+    assert [reason for kind, reason, _ in pipelines.events("p") if kind == "Warning"] == ["NameTaken"]
+    pipelines.kubectl("delete", "deployment", "p")
+    pipelines.wait("p", "Running", timeout=40)
+
+
+def test_a_changed_secret_rolls_the_workers(
+    kafka: Broker, pipelines: Pipelines, vault: tuple[str, VaultServer]
+) -> None:
+    topic(kafka)
+    url, _ = vault
+    pipelines.secret("keys", accessKey="a", secretKey="b")
+    pipelines.apply(body(kafka, vault={"apiUrl": url, "credentialsSecretRef": {"name": "keys"}}))
+    pipelines.wait("p", "Running")
+    before = {pod["metadata"]["uid"] for pod in pipelines.all("pods")}
+    changed = time.monotonic()
+    pipelines.secret("keys", accessKey="a", secretKey="b", note="changed")
+    wait_for(lambda: deployment(pipelines)["metadata"]["generation"] == 2, 10, "the workers to start rolling")
+    assert time.monotonic() - changed < 10
+    wait_for(lambda: not before & {pod["metadata"]["uid"] for pod in pipelines.all("pods")}, 30, "new workers")
+    assert "CredentialsChanged" in [reason for _, reason, _ in pipelines.events("p")]
+
+
+def test_a_missing_secret_and_key_are_said_and_heal(
+    kafka: Broker, pipelines: Pipelines, vault: tuple[str, VaultServer]
+) -> None:
+    topic(kafka)
+    url, _ = vault
+    pipelines.apply(body(kafka, vault={"apiUrl": url, "credentialsSecretRef": {"name": "keys"}}))
+    assert "Secret keys is missing" in pipelines.wait("p", "SecretMissing")["message"]
+    assert pipelines.get("deployment", "p") is None
+    pipelines.secret("keys", accessKey="a")
+    assert "lacks the key secretKey" in pipelines.wait("p", "SecretKeyMissing")["message"]
+    pipelines.secret("keys", accessKey="a", secretKey="b")
+    pipelines.wait("p", "Running")
+    # Taken away while workers run: they are left alone.
+    pods = {pod["metadata"]["uid"] for pod in pipelines.all("pods")}
+    generation = deployment(pipelines)["metadata"]["generation"]
+    pipelines.kubectl("delete", "secret", "keys")
+    pipelines.wait("p", "SecretMissing")
+    assert {pod["metadata"]["uid"] for pod in pipelines.all("pods")} == pods
+    assert deployment(pipelines)["metadata"]["generation"] == generation
+    warnings = [reason for kind, reason, _ in pipelines.events("p") if kind == "Warning"]
+    assert warnings == ["SecretMissing", "SecretKeyMissing", "SecretMissing"]
+
+
+def test_paused_nothing_changes(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/paused=true")
+    pipelines.wait("p", "PausedByAnnotation", "Paused")
+    generation = deployment(pipelines)["metadata"]["generation"]
+    pipelines.apply(body(kafka, detection={"threshold": 0.7}) | {})
+    pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/paused=true", "--overwrite")
+    pipelines.wait("p", "PausedByAnnotation", "Paused", generation=2)
+    assert deployment(pipelines)["metadata"]["generation"] == generation
+    pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/paused-")
+    pipelines.wait("p", "NotPaused", "Paused")
+    wait_for(lambda: deployment(pipelines)["metadata"]["generation"] > generation, 20, "the change to be made")
+
+
+def test_a_condition_keeps_its_time_while_it_holds(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    first = pipelines.wait("p", "Running")
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=0")
+    second = pipelines.wait("p", "ScaledToZero")
+    assert first["status"] == second["status"] == "True"
+    kept = pipelines.condition("p", "QueueReachable")
+    assert kept["observedGeneration"] == 2
+    assert kept["lastTransitionTime"] <= first["lastTransitionTime"]
+
+
+def test_deletion_leaves_nothing(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, worker={"serviceAccount": {"create": True}}))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("delete", "vmlp", "p")
+    wait_for(
+        lambda: pipelines.all("deployment,rs,pods,pdb") == [] and pipelines.get("serviceaccount", "p") is None,
+        30,
+        "everything to be gone",
+    )
+
+
+def test_a_pipeline_made_anew_waits_for_the_old_ones_children(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+    old = deployment(pipelines)["metadata"]["uid"]
+    pipelines.kubectl("delete", "vmlp", "p", "--wait=false")
+    pipelines.apply(body(kafka))
+    wait_for(
+        lambda: (pipelines.get("deployment", "p") or {}).get("metadata", {}).get("uid", old) != old, 60, "a new one"
+    )
+    pipelines.wait("p", "Running", timeout=60)
+
+
+def test_a_pod_template_that_makes_no_sense_is_refused_with_the_api_servers_words(
+    kafka: Broker, pipelines: Pipelines
+) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, worker={"podTemplate": {"spec": {"restartPolicy": "Sometimes"}}}))
+    condition = pipelines.wait("p", "Refused")
+    assert "spec.template.spec.restartPolicy" in condition["message"]
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+
+
+def test_a_pod_monitor_that_cannot_be_is_said(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, monitoring={"podMonitor": True}))
+    pipelines.wait("p", "MonitorUnavailable", "Monitored")
+    pipelines.wait("p", "Running")
+
+
+def test_a_quota_that_forbids_pods_is_said(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.kubectl("create", "quota", "none", "--hard=pods=0")
+    wait_for(lambda: (pipelines.get("quota", "none") or {}).get("status", {}).get("hard"), 20, "the quota to count")
+    pipelines.apply(body(kafka))
+    assert "exceeded quota" in pipelines.wait("p", "Refused")["message"]
