@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from testbed import darknet, kubernetes
-from testbed.images import images
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster, gpus
+from testbed.product import images
 from tests.parts import need
 from tests.real.namespace import Namespace
 from tests.real.scene import Scene

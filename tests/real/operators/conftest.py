@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +65,14 @@ def vault(tmp_path: Path) -> Iterator[tuple[str, VaultServer]]:
     server = VaultServer(application(tmp_path, Account("a", "b")))
     yield f"{server.url}/api", server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def machine(crds: Cluster) -> dict[str, Any]:
+    """A node that really runs its pods; gives what `spec.worker` needs to land there and nowhere else."""
+    taint = {"key": "runs-pods", "effect": "NoSchedule"}
+    crds.node("machine", **gpus.whole(2), taints=[taint])
+    return {
+        "nodeSelector": {"kubernetes.io/hostname": "machine"},
+        "tolerations": [{"key": "runs-pods", "operator": "Exists"}],
+    }
