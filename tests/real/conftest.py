@@ -11,9 +11,10 @@ import pytest
 from testbed import darknet, kubernetes
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster, gpus
+from testbed.process import wait_for
 from testbed.product import images
 from tests.parts import need
-from tests.real.namespace import Namespace
+from tests.real.namespace import Namespace, deployment, pod, ready
 from tests.real.scene import Scene
 from vaultml_worker import fetch
 from vaultml_worker.dev import agent, footage
@@ -52,6 +53,20 @@ def namespace(cluster: Cluster) -> Iterator[Namespace]:
     made.wait_service_account()
     yield made
     made.remove()
+
+
+@pytest.fixture(scope="session")
+def removed(cluster: Cluster) -> Namespace:
+    """A Deployment whose pod's node has been removed; asked for early, for Kubernetes takes a minute to find out."""
+    name = "removed-node"
+    cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    namespace = Namespace(cluster, name)
+    namespace.wait_service_account()
+    node = cluster.node("removed", labels={"group": "removed"})
+    namespace.apply(deployment("app", 1, pod("app", nodeSelector={"group": "removed"})))
+    wait_for(lambda: any(ready(item) for item in namespace.pods()), 30, "the pod to run")
+    node.remove()
+    return namespace
 
 
 @pytest.fixture(scope="session")

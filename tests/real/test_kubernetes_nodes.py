@@ -1,13 +1,12 @@
 """Nodes of the test bed behave as machines with GPUs do: full, killed, removed, switched on again, hollow."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
 
-from testbed.kubernetes import Cluster, Node, gpus
+from testbed.kubernetes import Cluster, gpus
 from testbed.process import wait_for
 from tests.real.namespace import Namespace, Object, condition, deployment, main, pod, ready
 
@@ -17,21 +16,6 @@ SOON = [{"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "No
 
 def gpu(count: int = 1, resource: str = gpus.GPU) -> dict[str, Any]:
     return {"resources": {"limits": {resource: str(count)}}}
-
-
-@pytest.fixture(scope="module")
-def removed(cluster: Cluster) -> Iterator[tuple[Node, str]]:
-    """A node that is removed right away, with a Deployment's pod on it: the garbage collector takes its time."""
-    node = cluster.node("removed", labels={"group": "removed"})
-    name = "removed-node"
-    cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    namespace = Namespace(cluster, name)
-    namespace.wait_service_account()
-    namespace.apply(deployment("app", 1, pod("app", nodeSelector={"group": "removed"})))
-    wait_for(lambda: any(ready(item) for item in namespace.pods()), 30, "the pod to run")
-    node.remove()
-    yield node, name
-    namespace.remove()
 
 
 @pytest.mark.usefixtures("removed")
@@ -139,17 +123,3 @@ def test_a_node_that_comes_back_starts_its_pods_again(cluster: Cluster, namespac
         assert namespace.get("pods/ends")["status"]["phase"] == "Succeeded"
         namespace.delete("stays", gracePeriodSeconds=1)
         namespace.wait_gone("stays")
-
-
-def test_a_removed_nodes_pods_are_replaced(cluster: Cluster, removed: tuple[Node, str]) -> None:
-    node, name = removed
-    namespace = Namespace(cluster, name)
-    with cluster.node("successor", labels={"group": "removed"}):
-        wait_for(
-            lambda: [item["spec"].get("nodeName") for item in namespace.pods() if ready(item)] == ["successor"],
-            90,
-            "the pod to run on the successor",
-        )
-        assert not node.running
-        namespace.apply(deployment("app", 0, pod("app", nodeSelector={"group": "removed"})))
-        wait_for(lambda: not namespace.pods(), 30, "the pods to be gone")

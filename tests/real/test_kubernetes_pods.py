@@ -55,6 +55,21 @@ def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace_period(namespace: 
     assert 3 <= time.monotonic() - begun < 5
 
 
+def test_a_pod_that_is_deleted_by_force_has_one_second(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(*(pod(name, "python", "-c", DEAF, image="python") for name in ("at-once", "after-all")))
+    for name in ("at-once", "after-all"):
+        namespace.wait_log(name, "up")
+    namespace.delete("after-all")
+    namespace.wait_log("after-all", "told")
+    begun = time.monotonic()
+    for name in ("at-once", "after-all"):
+        namespace.delete(name, gracePeriodSeconds=0)
+        namespace.wait_gone(name)
+    wait_for(lambda: not list(cluster.folder.glob(f"nodes/*/pods/{namespace.name}_*")), 10, "the processes to end")
+    assert 0.9 < time.monotonic() - begun < 4
+    namespace.wait_log("at-once", "told")
+
+
 def test_a_pod_that_heeds_sigterm_is_gone_at_once(namespace: Namespace) -> None:
     namespace.apply(pod("polite"))
     namespace.wait_ready("polite")
