@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -277,6 +278,27 @@ def test_pods_that_may_end_do_so(namespace: Namespace) -> None:
     assert main(failed)["state"]["terminated"]["exitCode"] == 4
     namespace.wait("not-begun", lambda item: item["status"]["phase"] == "Failed", "to fail")
     assert namespace.cluster.kubectl("logs", "-n", namespace.name, "done", "-c", "main") == "first\nsecond\n"
+
+
+def test_a_sidecar_runs_beside_the_rest_and_ends_after_it(namespace: Namespace) -> None:
+    script = 'trap "echo side ends; exit 0" TERM; echo side up; while :; do sleep 0.1; done'
+    sidecar = {"name": "side", "image": "busybox", "command": ["sh", "-c", script], "restartPolicy": "Always"}
+    namespace.apply(pod("main", "sh", "-c", "sleep 0.5; echo main", initContainers=[sidecar], restartPolicy="Never"))
+    namespace.wait("main", lambda item: item["status"]["phase"] == "Succeeded", "to succeed")
+    namespace.wait_log("main", "side ends")
+    assert namespace.cluster.log(namespace.name, "main", "side") == "side up\nside ends\n"
+
+
+def test_a_hook_runs_before_sigterm_and_the_machines_folders_are_its_own(namespace: Namespace, tmp_path: Path) -> None:
+    script = 'trap "echo told >> /host/steps; exit 0" TERM; while :; do sleep 0.1; done'
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo hook >> /host/steps"]}}}
+    container = {"lifecycle": hook, "volumeMounts": [{"name": "host", "mountPath": "/host"}]}
+    volumes = [{"name": "host", "hostPath": {"path": str(tmp_path), "type": "Directory"}}]
+    namespace.apply(pod("hooked", "sh", "-c", script, container=container, volumes=volumes))
+    namespace.wait_ready("hooked")
+    namespace.delete("hooked")
+    namespace.wait_gone("hooked")
+    assert (tmp_path / "steps").read_text() == "hook\ntold\n"
 
 
 def test_files_are_where_the_pod_says_and_the_token_is_good(cluster: Cluster, namespace: Namespace) -> None:
