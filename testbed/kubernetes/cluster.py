@@ -10,10 +10,12 @@ from typing import Self
 
 import yaml
 
+from testbed.kubernetes import distribution
 from testbed.kubernetes.api import Api, ApiError, Object
 from testbed.kubernetes.control_plane import ControlPlane, Flags
 from testbed.kubernetes.distribution import binaries
 from testbed.kubernetes.images import BUSYBOX, PYTHON, Image
+from testbed.kubernetes.kubelet import runtime
 from testbed.kubernetes.kubelet.claims import PROVISIONER, STORAGE_CLASS
 from testbed.kubernetes.node import Node
 from testbed.process import wait_for
@@ -25,6 +27,11 @@ _STORAGE_CLASS: Object = {
     "provisioner": PROVISIONER,
     "reclaimPolicy": "Delete",
 }
+
+
+def available() -> str | None:
+    """Return None when a cluster can be started here, else one sentence saying what is missing."""
+    return distribution.available() or runtime.available()
 
 
 class KubectlError(Exception):

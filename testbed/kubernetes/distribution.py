@@ -23,7 +23,7 @@ _ASSETS = "KUBEBUILDER_ASSETS"
 
 
 def available() -> str | None:
-    """Return None when a cluster can be started here, else one sentence saying what is missing."""
+    """Return None when `binaries` can give them, else one sentence saying what is missing."""
     if _ASSETS in os.environ:
         missing = [name for name in _PACKAGES if not (Path(os.environ[_ASSETS]) / name).is_file()]
         return f"{_ASSETS} names a folder without {', '.join(missing)}." if missing else None

@@ -4,16 +4,17 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from testbed.kubernetes.images import Image, find
-from testbed.kubernetes.kubelet import probes, runtime
+from testbed.kubernetes.kubelet import runtime
 from testbed.kubernetes.kubelet.client import Object
 from testbed.kubernetes.kubelet.environment import environment, expand
 from testbed.kubernetes.kubelet.machine import Machine
+from testbed.kubernetes.kubelet.prober import Prober
+from testbed.kubernetes.kubelet.probes import run_inside
 from testbed.kubernetes.kubelet.references import MissingReferenceError, References
 from testbed.kubernetes.kubelet.runtime import Running
 from testbed.kubernetes.kubelet.status import now, waiting
@@ -54,7 +55,9 @@ class Container:
         self._running: Running | None = None
         self._env: dict[str, str] = {}
         self._stopping = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._deadline = 0.0
+        self._hurried = asyncio.Event()
+        self._killing: asyncio.Task[None] | None = None
         self.up = asyncio.Event()
         (folder / "pid").unlink(missing_ok=True)  # of before the node was switched off
         if before is not None:
@@ -105,6 +108,11 @@ class Container:
         if self._running is not None:
             self._event("Normal", "Killing", f"Stopping container {self.name}")
             await self._end(self._running, grace)
+
+    def hurry(self, grace: float) -> None:
+        """While it is being ended: let it end within this time from now, if that is less than it had."""
+        self._deadline = min(self._deadline, time.monotonic() + grace)
+        self._hurried.set()
 
     async def _image(self) -> Image | None:
         reference = self._spec.get("image", "")
@@ -168,87 +176,55 @@ class Container:
         self._ready = self._started and "readinessProbe" not in self._spec
         self.up.set()
         self._set({"running": {"startedAt": started}})
-        self._watch(self._running)
+        address = self._pod()["status"]["podIP"]
+        prober = Prober(self._spec, address, self._running, self._env, self)
         if self._stopping.is_set():  # while it was being started
             self._running.signal(signal.SIGKILL)
         code = await self._running.wait()
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
+        prober.stop()
         (self._folder / "pid").unlink(missing_ok=True)
         self._terminated(code, "Completed" if code == 0 else "Error", started, self._message(code))
 
-    def _watch(self, running: Running) -> None:
-        """Start the probes: the startup probe alone first, where there is one."""
-        if "startupProbe" in self._spec:
-            self._probe("startupProbe", running, self._startup_result, result=False)
-        else:
-            self._watch_started(running)
+    def unhealthy(self, message: str) -> None:
+        """A probe has failed once."""
+        self._event("Warning", "Unhealthy", message)
 
-    def _watch_started(self, running: Running) -> None:
-        if "readinessProbe" in self._spec:
-            self._probe("readinessProbe", running, self._readiness_result, result=False)
-        if "livenessProbe" in self._spec:
-            self._probe("livenessProbe", running, partial(self._liveness_result, "livenessProbe", running), result=True)
+    def has_started(self) -> None:
+        """The startup probe has succeeded."""
+        self._started = True
+        self._ready = "readinessProbe" not in self._spec
+        self._changed()
 
-    def _probe(self, kind: str, running: Running, report: Callable[[bool], None], *, result: bool) -> None:
-        definition = self._spec[kind]
-        names = {port["name"]: port["containerPort"] for port in self._spec.get("ports", []) if "name" in port}
-        address = self._pod()["status"]["podIP"]
-        once = partial(probes.probe, definition, names, address, running.pid, self._env)
-        failures = 0
-
-        def told(good: bool, output: str) -> None:
-            nonlocal failures
-            failures = failures + 1 if output else 0
-            if output:
-                name = kind.removesuffix("Probe").capitalize()
-                self._event("Warning", "Unhealthy", f"{name} probe failed: {output}")
-            if running.ended or self._stopping.is_set():
-                return
-            if kind == "startupProbe" and failures >= definition.get("failureThreshold", 3):
-                self._liveness_result("startupProbe", running, good=False)
-            else:
-                report(good)
-
-        self._spawn(probes.keep_probing(definition, once, told, result=result))
-
-    def _startup_result(self, good: bool) -> None:
-        if good and not self._started and self._running is not None:
-            self._started = True
-            self._ready = "readinessProbe" not in self._spec
-            self._changed()
-            self._tasks[0].cancel()
-            self._watch_started(self._running)
-
-    def _readiness_result(self, good: bool) -> None:
-        if good is not self._ready:
-            self._ready = good
+    def is_ready(self, ready: bool) -> None:
+        """The readiness probe says so."""
+        if ready is not self._ready:
+            self._ready = ready
             self._changed()
 
-    def _liveness_result(self, kind: str, running: Running, good: bool) -> None:
-        if good:
+    def has_failed(self, kind: str) -> None:
+        """The startup or liveness probe has failed too often: end this start."""
+        if self._running is None or self._stopping.is_set():
             return
-        name = kind.removesuffix("Probe")
-        self._event("Normal", "Killing", f"Container {self.name} failed {name} probe, will be restarted")
-        spec = self._pod()["spec"]
-        grace = self._spec[kind].get("terminationGracePeriodSeconds", spec.get("terminationGracePeriodSeconds", 30))
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
-        self._spawn(self._end(running, grace))
+        self._event("Normal", "Killing", f"Container {self.name} failed {kind} probe, will be restarted")
+        pods = self._pod()["spec"].get("terminationGracePeriodSeconds", 30)
+        grace = self._spec[f"{kind}Probe"].get("terminationGracePeriodSeconds", pods)
+        self._killing = asyncio.create_task(self._end(self._running, grace))
 
     async def _end(self, running: Running, grace: float) -> None:
-        deadline = time.monotonic() + grace
+        self._deadline = time.monotonic() + grace
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._pre_stop(running), grace)
-        # A kubelet gives a hook that took all the time two more seconds.
-        deadline = max(deadline, time.monotonic() + 2) if grace > 0 and time.monotonic() >= deadline else deadline
+        if time.monotonic() >= self._deadline:
+            self._deadline = time.monotonic() + 2  # what a kubelet gives after a hook that took all the time
         running.signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(running.wait(), max(0, deadline - time.monotonic()))
+        ended = asyncio.ensure_future(running.wait())
+        while not ended.done() and (left := self._deadline - time.monotonic()) > 0:
+            self._hurried.clear()
+            hurried = asyncio.ensure_future(self._hurried.wait())
+            await asyncio.wait({ended, hurried}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
         running.signal(signal.SIGKILL)
-        await running.wait()
+        await ended
 
     async def _pre_stop(self, running: Running) -> None:
         hook = self._spec.get("lifecycle", {}).get("preStop", {})
@@ -256,7 +232,7 @@ class Container:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(running.wait(), hook["sleep"]["seconds"])
         elif "exec" in hook:
-            code, output = await probes.run_inside(hook["exec"]["command"], running.pid, self._env)
+            code, output = await run_inside(hook["exec"]["command"], running.pid, self._env)
             if code != 0:
                 self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {output}")
 
@@ -324,9 +300,6 @@ class Container:
         if state != self._state:
             self._state = state
             self._changed()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(work))
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until it is stopped."""

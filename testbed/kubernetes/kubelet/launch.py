@@ -125,10 +125,12 @@ def _enter_root(spec: dict) -> None:  # type: ignore[type-arg]
                 _mirror(target, root + target, scratch, str(number))
                 layers.append(target)
     else:
-        layers = _mirror_entries("/", root, scratch, "0")
+        _mount("root", root, "tmpfs", 0, "mode=755")
+        layers = ["/", *_mirror_entries("/", root, scratch, "0")]
     _system(root)
     os.chroot(root)
     os.chdir("/")
+    opened = [os.open(layer, os.O_PATH | os.O_CLOEXEC) for layer in layers]  # a volume may cover one, as in /tmp
     for path, source in shared:
         _bind(source, path, read_only=False)
     for mount, source in sorted(
@@ -138,8 +140,9 @@ def _enter_root(spec: dict) -> None:  # type: ignore[type-arg]
     os.makedirs(spec["cwd"], exist_ok=True)
     os.chdir(spec["cwd"])
     if spec["read_only_root"]:
-        for layer in layers:
-            _mount(None, layer, None, _BIND | _REMOUNT | _RDONLY | _kept_flags(layer))
+        for layer in opened:
+            path = f"/proc/self/fd/{layer}"
+            _mount(None, path, None, _BIND | _REMOUNT | _RDONLY | _kept_flags(path))
 
 
 def _machine_mounts() -> list[str]:

@@ -48,6 +48,9 @@ class Pod:
         """The object has changed."""
         self.object = self._with_addresses(item)
         if "deletionTimestamp" in item["metadata"]:
+            if self._deleted.is_set():  # again, perhaps by force
+                for container in self._containers:
+                    container.hurry(self._grace())
             self._deleted.set()
 
     def removed(self) -> None:
@@ -78,19 +81,21 @@ class Pod:
             return
         self._dirty.set()
         await self._mount()
-        refresher = asyncio.create_task(self._refresh())
+        background = [asyncio.create_task(self._refresh())]
         try:
             for container in self._inits:
-                task = asyncio.create_task(container.run())
                 if container.sidecar:
+                    background.append(asyncio.create_task(container.run()))
                     await container.up.wait()
                 else:
-                    await task
+                    await container.run()
                     if not container.status["ready"]:
                         return
             await asyncio.gather(*(container.run() for container in self._containers))
+            await self._stop_sidecars()
         finally:
-            refresher.cancel()
+            for task in background:
+                task.cancel()
 
     async def _mount(self) -> None:
         """Mount the volumes, as soon as all can be."""
@@ -112,20 +117,30 @@ class Pod:
     async def _terminate(self, life: asyncio.Task[None]) -> None:
         """End the containers within the grace period, report it, and have the object removed."""
         self._dirty.set()
-        metadata = self.object["metadata"]
-        grace = metadata.get("deletionGracePeriodSeconds", self.object["spec"].get("terminationGracePeriodSeconds", 30))
-        grace = max(grace, 1)  # a kubelet's least
+        grace = self._grace()
         await asyncio.gather(*(container.stop(grace) for container in self._containers))
-        await asyncio.gather(*(container.stop(grace) for container in self._inits))
+        await asyncio.gather(*(container.stop(grace) for container in self._inits if not container.sidecar))
+        await self._stop_sidecars()
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
         self._over = True
         if self._gone:
             return
         await self._report()
-        body: Object = {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}
+        body: Object = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.object["metadata"]["uid"]}}
         with contextlib.suppress(ApiError):  # gone already, or another pod by that name
             await self._machine.client.request("DELETE", self._path, body)
+
+    async def _stop_sidecars(self) -> None:
+        """The last one first, when nothing else of the pod runs any more."""
+        for container in reversed(self._inits):
+            if container.sidecar:
+                await container.stop(self._grace())
+
+    def _grace(self) -> float:
+        """The seconds that the pod has to end."""
+        intended = self.object["spec"].get("terminationGracePeriodSeconds", 30)
+        return float(max(1, self.object["metadata"].get("deletionGracePeriodSeconds", intended)))  # a kubelet's least
 
     async def _report_changes(self) -> None:
         while True:

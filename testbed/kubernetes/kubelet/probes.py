@@ -1,10 +1,8 @@
-"""Startup, readiness and liveness probes, as a kubelet runs them."""
+"""One probe of a container, in a kubelet's words."""
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import aiohttp
 
@@ -26,27 +24,6 @@ async def probe(
     if "exec" in definition:
         return await _command(definition["exec"]["command"], pid, env, seconds)
     return "the test bed has no probes of this type"
-
-
-async def keep_probing(
-    definition: Object, once: Callable[[], Awaitable[str | None]], report: Callable[[bool, str], Any], *, result: bool
-) -> None:
-    """Probe until cancelled; `report(result, output)` is called for each probe, after the thresholds are applied.
-
-    `result` is what holds before the first probe. `output` is empty when this one succeeded.
-    """
-    await asyncio.sleep(definition.get("initialDelaySeconds", 0))
-    needed = {True: definition.get("successThreshold", 1), False: definition.get("failureThreshold", 3)}
-    last, run = None, 0
-    while True:
-        output = await once()
-        good = output is None
-        run = run + 1 if good is last else 1
-        last = good
-        if run >= needed[good]:
-            result = good
-        report(result, output or "")
-        await asyncio.sleep(definition.get("periodSeconds", 10))
 
 
 async def run_inside(command: list[str], pid: int, env: dict[str, str]) -> tuple[int, str]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,18 @@ from pathlib import Path
 from typing import Any
 
 _LAUNCH = Path(__file__).with_name("launch.py")
+
+
+def available() -> str | None:
+    """Return None when containers can be run here, else one sentence saying what is missing."""
+    for tool in ("unshare", "nsenter"):
+        if shutil.which(tool) is None:
+            return f"A process node needs {tool} (util-linux) on the PATH."
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    command = ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "true"]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        return "A process node needs root's rights, or user namespaces that any user may make."
+    return None
 
 
 class StartError(Exception):

@@ -1,0 +1,112 @@
+"""Why pods aren't ready: from statuses as the kubelet and the scheduler write them."""
+
+from typing import Any
+
+import pytest
+
+from vaultml_operator import api, reasons
+from vaultml_operator.pods import diagnose
+
+WORKER = api.Worker.model_validate({"nodeSelector": {"pool": "gpu"}})
+GPU_NODE = {"metadata": {"name": "n", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}}
+CPU_NODE = {"metadata": {"name": "m", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"cpu": "2"}}}
+OTHER_NODE = {"metadata": {"name": "o", "labels": {"pool": "x"}}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}}
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+}
+
+
+def pod(name: str = "p-1", *, state: Any = None, last: Any = None, condition: Any = None, **metadata: Any) -> Any:
+    container = {"name": "worker", "image": "i:1", "ready": False, "state": state or {}, "lastState": last or {}}
+    status = {"containerStatuses": [container] if state or last else [], "conditions": [condition] if condition else []}
+    return {"metadata": {"name": name, **metadata}, "status": status}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def ended(code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "words"),
+    [
+        (pod(state=waiting("ImagePullBackOff")), "ImagePullFailed", "image i:1 can't be pulled (pod p-1)"),
+        (pod(state=waiting("ErrImagePull")), "ImagePullFailed", "i:1"),
+        (pod(state=waiting("InvalidImageName")), "ImagePullFailed", "i:1"),
+        (pod(state=waiting("CreateContainerConfigError", 'secret "s" not found')), "ContainerConfigError", "not found"),
+        (
+            pod(state=waiting("CrashLoopBackOff"), last=ended(2, message="vaultml: no\n such model")),
+            "CrashLooping",
+            "the container worker of pod p-1 ended with exit code 2: vaultml: no such model",
+        ),
+        (pod(state=ended(137, "OOMKilled")), "CrashLooping", "exit code 137 (OOMKilled)"),
+        (pod(state={"running": {}}, last=ended(1)), "CrashLooping", "exit code 1"),
+        (pod(condition=UNSCHEDULABLE), "Unschedulable", "1 Insufficient nvidia.com/gpu"),
+    ],
+)
+def test_each_is_told(given: Any, reason: str, words: str) -> None:
+    found = diagnose([given], WORKER, [GPU_NODE])
+    assert found is not None
+    assert found.reason == reason
+    assert reason in reasons.NAMES
+    assert words in found.message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pod(),
+        pod(state=waiting("ContainerCreating")),
+        pod(state={"running": {}}),
+        pod(state={"running": {}}, last=ended(0, "Completed")),
+        pod(state=waiting("ImagePullBackOff"), deletionTimestamp="2026-01-01T00:00:00Z"),
+    ],
+)
+def test_what_waiting_cures_is_no_problem(given: Any) -> None:
+    assert diagnose([given], WORKER, [GPU_NODE]) is None
+
+
+def test_a_worker_that_is_ready_again_has_no_problem() -> None:
+    again = pod(state={"running": {}}, last=ended(1))
+    again["status"]["containerStatuses"][0]["ready"] = True
+    assert diagnose([again], WORKER, [GPU_NODE]) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([CPU_NODE, OTHER_NODE], "NoGpuNode"),
+        ([], "NoGpuNode"),
+        ([CPU_NODE, GPU_NODE], "Unschedulable"),
+        (None, "Unschedulable"),
+    ],
+)
+def test_a_gpu_that_no_node_has_is_told_from_gpus_that_are_taken(nodes: Any, reason: str) -> None:
+    found = diagnose([pod(condition=UNSCHEDULABLE)], WORKER, nodes)
+    assert found is not None
+    assert found.reason == reason
+
+
+def test_without_a_gpu_no_node_is_blamed() -> None:
+    cpu = api.Worker.model_validate({"gpu": {"count": 0}})
+    found = diagnose([pod(condition=UNSCHEDULABLE)], cpu, [])
+    assert found is not None
+    assert found.reason == "Unschedulable"
+
+
+def test_the_same_pods_give_the_same_words_in_any_order() -> None:
+    given = [pod("b", condition=UNSCHEDULABLE), pod("a", state=ended(1)), pod("c", state=waiting("ErrImagePull"))]
+    assert diagnose(given, WORKER, []) == diagnose(given[::-1], WORKER, [])
+
+
+def test_long_last_words_are_cut_at_their_beginning() -> None:
+    found = diagnose([pod(state=ended(1, message="x" * 5000 + "the end"))], WORKER, [])
+    assert found is not None
+    assert found.message.endswith("xthe end")
+    assert len(found.message) < 500
