@@ -1,5 +1,6 @@
 """All of it on this machine, for people: Kubernetes with GPU nodes, Kafka, Vault, and the operator."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,39 @@ from testbed.kubernetes import Cluster, gpus
 from testbed.process import LOOPBACK, free_port
 from testbed.product import images
 from vaultml_operator import install
+from vaultml_worker.dev import footage
 from vaultml_worker.dev.vault import Account, VaultServer, application, publisher
 
 NAMESPACE = "kerberos-hub"
-ACCOUNT = Account("youruser", "yoursecret")
-TOPICS = {"ml-queue": 3, "ml-results": 1, "ml-dead-letters": 1}
+# The credentials that `vaultml dev agent` uses where it is told no others.
+ACCOUNT = Account("dev-access", "dev-secret")
+TOPICS = {"ml-queue": 3, "ml-results": 1, "ml-results.dlq": 1}
+_PIPELINE = """\
+apiVersion: ml.kerberos.io/v1alpha1
+kind: VaultMLPipeline
+metadata:
+  name: highway
+  namespace: {namespace}
+spec:
+  queue:
+    name: ml-queue
+    target: ml-results
+    kafka:
+      brokers: ["{brokers}"]
+      group: vault-ml
+      security: SASL_PLAINTEXT
+      credentialsSecretRef:
+        name: kafka-credentials
+  vault:
+    apiUrl: {vault}
+    credentialsSecretRef:
+      name: vault-credentials
+  detection:
+    moveDistance: 50
+  replicas: 2
+  worker:
+    engine: onnxruntime # the GPUs here exist in name only
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +54,32 @@ class Playground:
     cluster: Cluster
     broker: kafka.Broker
     vault: str
+    pipeline: Path
 
     def __str__(self) -> str:
         return f"""
 export KUBECONFIG={self.cluster.kubeconfig}
-export PATH={kubernetes.binaries()}:$PATH
+export PATH={kubernetes.binaries()}:{Path(sys.executable).parent}:$PATH
 
-Kubernetes   {self.cluster.api_url}
-Kafka        {self.broker.plaintext} without login; {self.broker.sasl_plaintext} with SASL_PLAINTEXT
-Topics       {", ".join(TOPICS)}
-Vault        {self.vault}
-Secrets      kafka-credentials, vault-credentials in namespace {NAMESPACE}
+Kafka   {self.broker.plaintext} without login; {self.broker.sasl_plaintext} with SASL_PLAINTEXT
+Topics  {", ".join(TOPICS)}
+Vault   {self.vault}
+Secrets kafka-credentials and vault-credentials in namespace {NAMESPACE}, made the default by:
+  kubectl config set-context --current --namespace={NAMESPACE}
 
-In another terminal, after the two exports:
-  kubectl get nodes -L nvidia.com/gpu.product
-  kubectl get vmlp -n {NAMESPACE} --watch
+In another terminal, after those three lines:
+  kubectl apply -f {self.pipeline}
+  kubectl get pipelines --watch
+Recordings, as cameras make them, and what is seen in them:
+  vaultml dev agent --vault {self.vault} --footage {footage.surveillance() or "FILE.mp4"} --seconds 5 --rate 0.5
+  vaultml results --kafka {self.broker.plaintext} --topic ml-results --follow
+Then break it, and let it tell you what is wrong:
+  kubectl scale vmlp/highway --replicas=9          # more than there are GPUs
+  kubectl delete secret vault-credentials          # or change kafka-credentials
+  kubectl set env deployment/highway QUEUE_NAME=x  # put right again at once
+  kubectl describe vmlp highway
+The operator's log:
   kubectl logs -n {install.NAMESPACE} deployment/{install.NAME} --follow
-Make recordings, as cameras do:
-  vaultml dev agent --help
 """
 
 
@@ -67,7 +104,10 @@ def playground(nodes: int = 2, gpus_each: int = 2) -> Iterator[Playground]:
         }.items():
             cluster.apply(_secret(name, data))
         install_operator(cluster)
-        yield Playground(cluster, broker, vault.url)
+        pipeline = cluster.folder / "pipeline.yaml"
+        brokers, url = broker.sasl_plaintext, f"{vault.url}/api"
+        pipeline.write_text(_PIPELINE.format(namespace=NAMESPACE, brokers=brokers, vault=url))
+        yield Playground(cluster, broker, url, pipeline)
 
 
 def install_operator(cluster: Cluster) -> None:

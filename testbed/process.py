@@ -1,4 +1,4 @@
-"""Local processes that leave nothing behind: own group, own log, explicit environment; and waiting on conditions."""
+"""Local processes that leave nothing behind: own group, own log, explicit environment; waiting on conditions."""
 
 import os
 import random
@@ -20,6 +20,13 @@ _TAIL_LINES = 40
 # down for a moment can be given the server's own port, connect to itself and keep the server from coming back.
 _PORTS = range(20_000, 32_768)
 _handed_out: set[int] = set()
+
+
+def cache() -> Path:
+    """Where what is fetched or built once is kept: $VAULTML_CACHE, else the user's cache folder."""
+    if given := os.environ.get("VAULTML_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml"
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from testbed.guard import Guard
 from testbed.kafka.distribution import jars
 from testbed.process import LOOPBACK, Process, free_port, wait_for
 
@@ -87,6 +88,7 @@ class Broker:
         # 16 bytes whose base64 form never starts with "-", which StorageTool would take for an option.
         self._cluster_id = base64.urlsafe_b64encode(b"vaultml-" + secrets.token_bytes(8)).decode().rstrip("=")
         self._process: Process | None = None
+        self._guard = Guard(self.folder)
         self._write_certificates()
         self._write_properties(auto_create_topics)
 
@@ -104,10 +106,12 @@ class Broker:
     ) -> None:
         try:
             if self._process is not None:
+                self._guard.forget(self._process.pid)
                 self._process.kill()  # nobody reads the data again: no need for the seconds of an orderly end
             if kind is not None:
                 self.keep_log()
         finally:
+            self._guard.__exit__(None, None, None)
             self._data.cleanup()
 
     @property
@@ -144,10 +148,12 @@ class Broker:
             raise RuntimeError("the broker runs already")
         command = [*self._java(), "kafka.Kafka", self._properties]
         self._process = Process(command, env=self._env(), log=self._log)
+        self._guard.watch(self._process.pid)
         admin = self._admin()
         try:
             wait_for(lambda: self._serves(admin), _START_S, "the Kafka broker to answer", process=self._process)
         except BaseException:
+            self._guard.forget(self._process.pid)
             self._process.kill()
             self._process = None
             raise
@@ -155,6 +161,7 @@ class Broker:
     def stop(self) -> None:
         """End the broker in an orderly way; its data and ports stay for `start`."""
         if self._process is not None:
+            self._guard.forget(self._process.pid)
             self._process.terminate(grace=_STOP_S)
             self._process = None
 

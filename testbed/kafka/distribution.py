@@ -1,11 +1,12 @@
 """Kafka's jars: fetched once with Maven, kept by version in the user's cache folder."""
 
-import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
+
+from testbed.process import cache
 
 _POM = Path(__file__).with_name("pom.xml")
 
@@ -50,6 +51,5 @@ def jars() -> Path:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     version = ElementTree.parse(_POM).findtext("{*}properties/{*}kafka.version")
-    return Path(home) / "vaultml" / f"kafka-{version}" / "lib"
+    return cache() / f"kafka-{version}" / "lib"

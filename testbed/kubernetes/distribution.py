@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from testbed.process import cache
+
 _HERE = Path(__file__).parent
 _MODULE = (_HERE / "go.mod", _HERE / "go.sum")
 _PACKAGES = {
@@ -86,8 +88,5 @@ def _flags() -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("VAULTML_CACHE")
-    if home is None:
-        home = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml")
     digest = hashlib.sha256(b"".join([*(path.read_bytes() for path in _MODULE), _flags().encode()]))
-    return Path(home) / f"kubernetes-{version().removeprefix('v')}-{digest.hexdigest()[:12]}"
+    return cache() / f"kubernetes-{version().removeprefix('v')}-{digest.hexdigest()[:12]}"

@@ -111,7 +111,7 @@ def fetch_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         maven.write_text(f'#!/bin/sh\nfor last in "$@"; do :; done\nout=${{last#*=}}\n{script}\n')
         maven.chmod(0o755)
         monkeypatch.setenv("PATH", f"{maven.parent}:{os.environ['PATH']}")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("VAULTML_CACHE", str(tmp_path / "cache"))
         return tmp_path / "cache"
 
     return fetch_with
@@ -227,7 +227,7 @@ def test_two_fetches_at_once_end_in_one_cache(fetch_with: Callable[[str], Path],
 
 
 def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VAULTML_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert available() == "A Kafka broker needs java (17 or newer) on the PATH."
 
