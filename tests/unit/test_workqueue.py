@@ -489,6 +489,7 @@ def test_no_key_runs_twice_at_once_and_each_add_is_followed_by_a_run(
         }
         for moment, key, what in schedule:
             if what != "forget" and moment > forgotten[key]:
-                assert any(time >= moment for time in handler.times(key)), (key, moment)
+                # A timer may fire a clock tick early.
+                assert any(time >= moment - 1e-6 for time in handler.times(key)), (key, moment)
 
     fast(test)
