@@ -16,8 +16,10 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's folder is its mark: embedded, real."""
+    """A test's folder is its mark: embedded, real. Two groups may run side by side, each in its own order."""
     for item in items:
+        cluster = item.path.is_relative_to(_HERE / "real" / "operators") or item.path.match("test_kubernetes_*")
+        item.add_marker(pytest.mark.xdist_group("kubernetes" if cluster else "everything else"))
         for name in ("embedded", "real"):
             if item.path.is_relative_to(_HERE / name):
                 item.add_marker(name)
