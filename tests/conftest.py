@@ -15,6 +15,7 @@ from vaultml_worker.records import InvalidInput
 _HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test's folder is its mark: embedded, real. Two groups may run side by side, each in its own order."""
     for item in items:
