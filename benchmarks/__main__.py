@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|sampling] [--footage FILE] [--write]`, from the root of the repository."""
+"""`python -m benchmarks [engine|sampling|operator] [--footage FILE] [--write]`, from the root of the repository."""
 
 import shlex
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import engine, sampling
+from benchmarks import engine, operator, sampling
 from benchmarks.measure import machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -20,13 +20,14 @@ class Name(StrEnum):
 
     ENGINE = "engine"
     SAMPLING = "sampling"
+    OPERATOR = "operator"
 
 
-_RUNS = {Name.ENGINE: engine.run, Name.SAMPLING: sampling.run}
+_RUNS = {Name.ENGINE: engine.run, Name.SAMPLING: sampling.run, Name.OPERATOR: operator.run}
 
 
 def main(
-    names: Annotated[list[Name] | None, typer.Argument(help="what to measure; everything if left out")] = None,
+    names: Annotated[list[Name] | None, typer.Argument(help="what to measure; engine and sampling if left out")] = None,
     footage: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="a recording to measure with")
     ] = None,
@@ -36,7 +37,7 @@ def main(
     given = shlex.join(argument if not Path(argument).is_file() else Path(argument).name for argument in sys.argv[1:])
     where = f"`python -m benchmarks {given}`".replace(" `", "`") + f" on {machine()}."
     sections = _written() if write else {}
-    for name in names or list(Name):
+    for name in names or (Name.ENGINE, Name.SAMPLING):
         sections[name.value] = f"{where}\n\n{_RUNS[name](footage)}"
         print(f"{_HEADING}{name}\n\n{sections[name.value]}\n", flush=True)
     if write:

@@ -138,7 +138,7 @@ def test_refusals_conflicts_and_lost_answers_delay_but_never_stop_it(
     alone: Cluster, here: Pipelines, kafka: Broker, tmp_path: Path
 ) -> None:
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - shown when it fails
     dice = random.Random(seed)
     kinds = (
         Spoil(status=429, retry_after=1),
