@@ -27,8 +27,8 @@ _log = structlog.get_logger(__name__)
 
 LEASE = "vaultml-operator"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_DEADLINE_S = 120.0
-_STUCK_S = 3 * _DEADLINE_S
+_STUCK = 3
+"""A reconcile that is so many deadlines old has not heard that it was cancelled: the loop is stuck."""
 _CRD_RETRY_S = 2.0
 
 
@@ -47,6 +47,7 @@ class Options:
     port: int = 8080
     concurrency: int = 16
     resync_seconds: float = 600.0
+    deadline_seconds: float = 120.0
 
 
 class Operator:
@@ -59,7 +60,7 @@ class Operator:
         self._queue: Queue[Key] = Queue(
             self._reconcile,
             concurrency=options.concurrency,
-            deadline=_DEADLINE_S,
+            deadline=options.deadline_seconds,
             resync=options.resync_seconds,
             on_done=lambda _key, outcome, seconds: self._metrics.reconciled(outcome, seconds),
             on_error=_complain,
@@ -74,7 +75,7 @@ class Operator:
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT (0), or until leadership is lost or a part fails (1).
 
-        On a signal nothing new is begun, what is under way ends, and the Lease is released.
+        On a signal what is under way is cancelled, which is safe at any point, and the Lease is released.
         """
         stop = asyncio.Event()
         server = await self._serve()
@@ -176,9 +177,8 @@ class Operator:
         return runner
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        # Each run is cancelled at its deadline: one that is older has not heard, or the queue no longer turns. A
-        # standby's keys wait for leadership, however long.
-        stuck = self._may_write() and self._queue.oldest > _STUCK_S
+        # A standby's keys wait for leadership, however long.
+        stuck = self._may_write() and self._queue.oldest > _STUCK * self._options.deadline_seconds
         return web.Response(status=503 if stuck else 200, text=f"oldest {self._queue.oldest:.0f} s\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:

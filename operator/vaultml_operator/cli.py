@@ -55,6 +55,9 @@ def run(
     resync_seconds: Annotated[
         float, typer.Option(min=10, help="How often each pipeline is looked at without any event.")
     ] = 600,
+    deadline_seconds: Annotated[
+        float, typer.Option(min=1, help="How long one reconcile may take; at three times that, /healthz fails.")
+    ] = 120,
     log_format: Annotated[
         Literal["console", "json"], typer.Option(envvar="LOG_FORMAT", help="Form of the log.")
     ] = "json",
@@ -76,6 +79,7 @@ def run(
         port=port,
         concurrency=concurrency,
         resync_seconds=resync_seconds,
+        deadline_seconds=deadline_seconds,
     )
     sys.exit(asyncio.run(_run(Operator, options)))
 

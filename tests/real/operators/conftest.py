@@ -46,7 +46,8 @@ def operator(
     failed_before = request.session.testsfailed
     grant(crds)
     crds.node("hollow", hollow=True, **gpus.whole(64))
-    with Operator(crds, tmp_path_factory.mktemp("operator") / "operator.log") as running:
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
+    with Operator(crds, log, "--log-level", "DEBUG") as running:
         running.wait_ready().wait_leads()
         yield running
         if request.session.testsfailed > failed_before:

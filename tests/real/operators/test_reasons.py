@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from testbed.kafka import Broker
-from testbed.operator import Pipelines
+from testbed.operator import Operator, Pipelines
 from testbed.process import LOOPBACK, free_port, wait_for
 from vaultml_operator import reasons
 from vaultml_worker.dev.vault import Account, VaultServer, application
@@ -72,7 +72,7 @@ def test_an_unreachable_broker(kafka: Broker, pipelines: Pipelines) -> None:
     healed(pipelines)
 
 
-def test_a_wrong_password(kafka: Broker, pipelines: Pipelines) -> None:
+def test_a_wrong_password(kafka: Broker, pipelines: Pipelines, operator: Operator) -> None:
     bad = body(kafka)
     bad["spec"]["queue"]["kafka"] |= {
         "brokers": [kafka.sasl_plaintext],
@@ -85,8 +85,9 @@ def test_a_wrong_password(kafka: Broker, pipelines: Pipelines) -> None:
     pipelines.secret("user", username=kafka.username, password=kafka.password)
     healed(pipelines)
     everything = pipelines.kubectl("get", "vmlp,deploy,rs,pods,events.events.k8s.io", "-o", "yaml")
-    assert "wr0ng-one" not in everything
-    assert kafka.password not in everything
+    said = everything + operator.log_text() + operator.get("/metrics")[1]
+    assert "wr0ng-one" not in said
+    assert kafka.password not in said
 
 
 def test_an_authority_that_is_not_trusted_and_one_that_is(kafka: Broker, pipelines: Pipelines) -> None:
