@@ -104,6 +104,11 @@ class Proxy:
             self._started.set()
             await self._stop.wait()
             await runner.cleanup()
+            held = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in held:
+                task.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+        await asyncio.sleep(0.25)  # as aiohttp advises: transports close in later turns of the loop
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
         request = Request(incoming.method, incoming.path, incoming.query_string, "watch=" in incoming.query_string)
