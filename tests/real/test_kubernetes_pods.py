@@ -255,15 +255,15 @@ def test_pods_that_may_end_do_so(namespace: Namespace) -> None:
         {
             "name": name,
             "image": "busybox",
-            "command": ["sh", "-c", f"echo {name} >> /work/steps"],
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+            "command": ["sh", "-c", f"echo {name} >> /scratch/steps"],
+            "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
         }
         for name in ("first", "second")
     ]
-    shared: Object = {"volumes": [{"name": "work", "emptyDir": {}}], "restartPolicy": "Never"}
-    read = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    shared: Object = {"volumes": [{"name": "scratch", "emptyDir": {}}], "restartPolicy": "Never"}
+    read = {"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]}
     namespace.apply(
-        pod("done", "cat", "/work/steps", container=read, initContainers=inits, **shared),
+        pod("done", "cat", "/scratch/steps", container=read, initContainers=inits, **shared),
         pod("failed", "sh", "-c", "exit 4", restartPolicy="Never"),
         pod(
             "not-begun",
