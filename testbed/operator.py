@@ -1,23 +1,16 @@
 """`vaultml-operator run` as a process of its own, with the rights of deploy/install.yaml and no more."""
 
 import json
-import os
-import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-import requests
-
 from testbed.kubernetes import ApiError, Cluster
-from testbed.process import LOOPBACK, Process, free_port, wait_for
-from testbed.worker import environment
+from testbed.process import LOOPBACK, free_port, wait_for
+from testbed.service import Service
 from vaultml_operator import install
 
-_KEPT_LOGS = Path(__file__).parents[1] / ".test-output"
 IMAGE = "vaultml/worker:test"
 
 
@@ -27,57 +20,19 @@ def grant(cluster: Cluster, namespaces: Sequence[str] = ()) -> None:
     cluster.apply(*(each for each in wanted if each["kind"] != "Deployment"))
 
 
-class Operator:
-    """One replica, which runs from construction on until `terminate` or `kill`."""
+class Operator(Service):
+    """One replica on this machine."""
 
     def __init__(self, cluster: Cluster, log: Path, *arguments: str, server: str | None = None) -> None:
         """Start it with its ServiceAccount's token; `server` is the API server's address, if not the cluster's."""
         port = free_port()
-        self._url = f"http://{LOOPBACK}:{port}"
-        self._session = requests.Session()
-        self._session.trust_env = False
         kubeconfig = cluster.kubeconfig_for(install.NAMESPACE, install.NAME, server=server)
-        self.process = Process(
-            [
-                *(sys.executable, "-m", "vaultml_operator.cli", "run", "--host", LOOPBACK, "--port", str(port)),
-                *("--worker-image", IMAGE, "--lease-namespace", install.NAMESPACE, "--log-format", "console"),
-                *arguments,
-            ],
-            env=environment({"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*"}),
-            log=log,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self._session.close()
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self.process.pid
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET on its own HTTP server; 0 while it does not answer."""
-        try:
-            answer = self._session.get(self._url + path, timeout=5)
-        except requests.ConnectionError:
-            return 0, ""
-        return answer.status_code, answer.text
-
-    def wait_ready(self, timeout: float = 60) -> Self:
-        """Return once its watches are open; raises TimeoutError or RuntimeError with its log when that fails."""
-        wait_for(lambda: self.get("/readyz")[0] == 200, timeout, "the operator to be ready", process=self.process)
-        return self
-
-    def metrics(self) -> dict[str, float]:
-        """The samples of /metrics by name and labels."""
-        samples = (line.rpartition(" ") for line in self.get("/metrics")[1].splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in samples}
+        command = [
+            *(sys.executable, "-m", "vaultml_operator.cli", "run", "--host", LOOPBACK, "--port", str(port)),
+            *("--worker-image", IMAGE, "--lease-namespace", install.NAMESPACE, "--log-format", "console"),
+            *arguments,
+        ]
+        super().__init__("operator", command, {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*"}, log, port)
 
     @property
     def leads(self) -> bool:
@@ -88,33 +43,6 @@ class Operator:
         """Return once it holds the Lease."""
         wait_for(lambda: self.leads, timeout, "the operator to lead", process=self.process)
         return self
-
-    def log_text(self) -> str:
-        """All of the log so far."""
-        return self.process.log_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, number)
-
-    def wait(self, timeout: float = 30) -> int:
-        """Return the exit status once it has ended; raises TimeoutError when it doesn't."""
-        wait_for(lambda: self.process.returncode is not None, timeout, "the operator to end")
-        return self.process.kill()
-
-    def terminate(self, timeout: float = 30) -> int:
-        """Send SIGTERM and return the exit status."""
-        self.signal(signal.SIGTERM)
-        return self.wait(timeout)
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self.process.kill()
-
-    def keep_log(self) -> Path:
-        """Copy the log to `.test-output/`, as is done on failure; returns where it lies."""
-        _KEPT_LOGS.mkdir(exist_ok=True)
-        return Path(shutil.copy(self.process.log, _KEPT_LOGS / f"operator-{self.pid}.log"))
 
 
 _KINDS = {

@@ -1,111 +1,22 @@
 """`vaultml worker` as a process of its own, started as hub-ml's users start it."""
 
-import os
-import shutil
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import requests
-
-from testbed.process import LOOPBACK, Process, free_port, wait_for
-
-_KEPT_LOGS = Path(__file__).parents[1] / ".test-output"
-# What a shell brings along; the caches hold the model.
-_SHELL = ("PATH", "HOME", "VAULTML_CACHE", "XDG_CACHE_HOME")
+from testbed.process import LOOPBACK, free_port, wait_for
+from testbed.service import Service
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a command of ours: a shell's, and these variables; nothing else of this process."""
-    return {name: os.environ[name] for name in _SHELL if name in os.environ} | dict(variables)
-
-
-class Worker:
-    """Runs from construction on until `terminate` or `kill`; signals go to the worker alone, as Kubernetes does it.
-
-    As a context manager it is killed at the end of the block, with the processes that it started.
-    """
+class Worker(Service):
+    """A worker on this machine."""
 
     def __init__(self, variables: Mapping[str, str], log: Path) -> None:
         """Start it with hub-ml's `variables`; its log is appended to the file `log`."""
         port = free_port()
-        self._url = f"http://{LOOPBACK}:{port}"
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self.process = Process(
-            [sys.executable, "-m", "vaultml_worker.cli", "worker"],
-            env=environment({"HTTP_HOST": LOOPBACK, "HTTP_PORT": str(port), **variables}),
-            log=log,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self._session.close()
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self.process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """None while it runs, then its exit status."""
-        return self.process.returncode
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a page; status 0 while nobody listens."""
-        try:
-            answer = self._session.get(self._url + path, timeout=10)
-        except requests.ConnectionError:
-            return 0, ""
-        return answer.status_code, answer.text
-
-    def ready(self) -> bool:
-        """Whether /readyz says so."""
-        return self.get("/readyz")[0] == 200
-
-    def wait_ready(self, timeout: float = 60) -> Self:
-        """Return once it is ready; raises RuntimeError when it ends before, TimeoutError when it takes too long."""
-        wait_for(self.ready, timeout, "the worker to become ready", process=self.process)
-        return self
-
-    def wait_log(self, text: str, timeout: float = 60) -> None:
-        """Return once `text` stands in the log; raises as `wait_ready` does."""
-        wait_for(lambda: text in self.log_text(), timeout, f"{text!r} in the worker's log", process=self.process)
-
-    def metrics(self) -> dict[str, float]:
-        """The samples of /metrics by name and labels, as in `vaultml_recordings_total{outcome="published"}`."""
-        samples = (line.rpartition(" ") for line in self.get("/metrics")[1].splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in samples}
-
-    def log_text(self) -> str:
-        """All of the log so far."""
-        return self.process.log_text()
-
-    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send a signal to the worker, or to the processes that it started as well, as Ctrl-C in a terminal does."""
-        if group:
-            os.killpg(self.pid, number)
-        else:
-            os.kill(self.pid, number)
-
-    def wait(self, timeout: float = 30) -> int:
-        """Return the exit status once it has ended; raises TimeoutError when it doesn't."""
-        wait_for(lambda: self.returncode is not None, timeout, "the worker to end")
-        return self.process.kill()
-
-    def terminate(self, timeout: float = 30) -> int:
-        """Send SIGTERM and return the exit status; raises TimeoutError when it goes on running."""
-        self.signal(signal.SIGTERM)
-        return self.wait(timeout)
+        command = [sys.executable, "-m", "vaultml_worker.cli", "worker"]
+        super().__init__("worker", command, {"HTTP_HOST": LOOPBACK, "HTTP_PORT": str(port), **variables}, log, port)
 
     def kill(self) -> None:
         """End the worker with SIGKILL, and return once the processes that it had started have ended by themselves."""
@@ -127,8 +38,3 @@ class Worker:
             if int(group) == self.pid and state != "Z":
                 found[int(entry.name)] = int(parent)
         return found
-
-    def keep_log(self) -> Path:
-        """Copy the log to `.test-output/`, as is done on failure; returns where it lies."""
-        _KEPT_LOGS.mkdir(exist_ok=True)
-        return Path(shutil.copy(self.process.log, _KEPT_LOGS / f"worker-{self.pid}.log"))

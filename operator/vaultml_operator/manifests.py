@@ -59,9 +59,9 @@ def render(pipeline: api.Pipeline, credentials: Credentials, revision: str, imag
     `revision` stands for the state of the Secrets and ConfigMaps that the pods read; `image` is the worker's where the
     spec names none. The Deployment carries no replicas: they are applied to its scale subresource.
     """
-    wanted = [_deployment(pipeline, credentials, revision, image), _disruption_budget(pipeline)]
-    if pipeline.spec.worker.service_account.create:
-        wanted.append(_service_account(pipeline))
+    # Pods are refused while their ServiceAccount is missing: it comes first.
+    wanted = [_service_account(pipeline)] if pipeline.spec.worker.service_account.create else []
+    wanted += [_deployment(pipeline, credentials, revision, image), _disruption_budget(pipeline)]
     if pipeline.spec.monitoring.pod_monitor:
         wanted.append(_pod_monitor(pipeline))
     for manifest in wanted:

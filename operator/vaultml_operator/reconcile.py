@@ -100,6 +100,7 @@ class Reconciler:
         except api.InvalidResource as error:
             live = await self._cluster.get("Deployment", key.namespace, key.name)
             problem = Problem("InvalidSpec", f"apply the pipeline anew: {error}")
+            self._probes.forget(key)
             return status.Observation(generation=generation, spec=None, deployment=live, blocking=problem)
         objects = credentials.objects(pipeline.spec)
         self._reads[key] = frozenset(objects)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from testbed.worker import environment
+from testbed.service import environment
 from tests.recordings import clip, sound_only
 from vaultml_worker import darknet, results
 from vaultml_worker.dev import agent

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from testbed.process import Process, free_port, wait_for
-from testbed.worker import environment
+from testbed.service import environment
 from tests.recordings import clip
 from vaultml_worker.dev import agent
 from vaultml_worker.dev.broker import EmbeddedBroker

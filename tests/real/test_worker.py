@@ -12,7 +12,7 @@ import pytest
 
 from testbed.kafka import Broker
 from testbed.process import wait_for
-from testbed.worker import environment
+from testbed.service import environment
 from tests.real.scene import IN_FLIGHT, WAIT_S, Scene, keys_of
 from vaultml_worker import results
 

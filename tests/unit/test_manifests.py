@@ -44,8 +44,13 @@ def render(given: api.Pipeline, keys: credentials.Keys = KEYS) -> list[manifests
     return manifests.render(given, credentials.find(given.spec, keys), "a-revision", "vaultml/worker:1")
 
 
+def kinds(given: api.Pipeline) -> list[str]:
+    return [each["kind"] for each in render(given)]
+
+
 def pod(given: api.Pipeline, keys: credentials.Keys = KEYS) -> Any:
-    return render(given, keys)[0]["spec"]["template"]["spec"]
+    deployment = next(each for each in render(given, keys) if each["kind"] == "Deployment")
+    return deployment["spec"]["template"]["spec"]
 
 
 def env(given: api.Pipeline, keys: credentials.Keys = KEYS) -> dict[str, Any]:
@@ -132,6 +137,11 @@ def test_a_rollout_needs_no_spare_gpu_and_a_dead_node_is_left_after_30_s() -> No
         each["key"]: each.get("tolerationSeconds") for each in deployment["spec"]["template"]["spec"]["tolerations"]
     }
     assert tolerated["node.kubernetes.io/unreachable"] == 30
+
+
+def test_a_service_account_is_there_before_the_pods_that_need_it() -> None:
+    assert kinds(pipeline()) == ["Deployment", "PodDisruptionBudget"]
+    assert kinds(pipeline(worker={"serviceAccount": {"create": True}}))[:2] == ["ServiceAccount", "Deployment"]
 
 
 def test_runtime_class_only_when_asked() -> None:

@@ -15,7 +15,7 @@ from testbed.kafka import Broker
 from testbed.kubernetes import Cluster, gpus
 from testbed.operator import Pipelines
 from testbed.process import wait_for
-from testbed.worker import environment
+from testbed.service import environment
 from tests.real.scene import ACCOUNT, Scene
 from vaultml_worker.model import coco
 
@@ -60,7 +60,8 @@ def test_the_environment_is_the_golden_files(name: str, pipelines: Pipelines, ka
     body = example(name)
     pipelines.apply(body)
     made = wait_for(lambda: pipelines.get("deployment", body["metadata"]["name"]), 30, "the Deployment")
-    golden = next(yaml.safe_load_all((ROOT / "tests" / "unit" / "goldens" / f"{name}.yaml").read_text()))
+    manifests = yaml.safe_load_all((ROOT / "tests" / "unit" / "goldens" / f"{name}.yaml").read_text())
+    golden = next(each for each in manifests if each["kind"] == "Deployment")
     live, wanted = (each["spec"]["template"]["spec"]["containers"][0]["env"] for each in (made, golden))
     for variable in live:
         if "fieldRef" in variable.get("valueFrom", {}):

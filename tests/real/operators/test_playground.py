@@ -13,7 +13,7 @@ import pytest
 
 from testbed.playground import missing
 from testbed.process import Process, wait_for
-from testbed.worker import environment
+from testbed.service import environment
 from tests.parts import need
 
 START_S = 120
