@@ -54,7 +54,8 @@ bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 bench-operator: setup ## measure the operator with 10, 100 and 1,000 pipelines, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks operator --write
 
-LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+# Without its extras a pinned package is no pin to older pips: they would look for a newer release, without a hash.
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock"
 lock: ## resolve the dependencies anew (needs uv)
 	$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
