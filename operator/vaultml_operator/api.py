@@ -117,8 +117,7 @@ class Kafka(Model):
             "username is used with SASL only: set security to SASL_PLAINTEXT or SASL_SSL, or leave username out",
         ),
         Rule(
-            "self.brokers.all(b, b.matches("
-            "'^([a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
+            "self.brokers.all(b, b.matches('^([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
             'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
         ),
         Rule(
@@ -341,6 +340,11 @@ class Resources(Model):
             "r.all(k, !k.contains('/')))",
             "GPUs are asked for by worker.gpu, not here",
         ),
+        Rule(
+            "[has(self.requests) ? self.requests : {}, has(self.limits) ? self.limits : {}].all(r, "
+            "r.all(k, isQuantity(string(r[k]))))",
+            "an amount is written like 500m or 2 (cpu), 512Mi or 4Gi (memory)",
+        ),
     )
     requests: Annotated[dict[str, Quantity], Field(max_length=8)] | None = Field(
         default=None, description="What is set aside, e.g. {cpu: 500m, memory: 1Gi}."
@@ -409,7 +413,8 @@ class EnvVar(Model):
             "this variable is decided by a field of the spec: see kubectl explain vaultmlpipeline.spec",
         ),
         Rule(
-            "!self.name.matches('(?i)(password|secret|token|access_key|credential)') || has(self.valueFrom)",
+            "!self.name.matches('(?i)passw|(^|_)(secret|token|(access|api)_?key|credentials?)(_|$)') || "
+            "has(self.valueFrom)",
             "this looks like a secret: use valueFrom.secretKeyRef, so that it does not stand in the resource",
         ),
     )
@@ -461,7 +466,7 @@ class PodTemplate(Model):
     spec: dict[str, Any] | None = Field(
         default=None,
         description="Merged into the pod's spec: maps by key, lists of named things (containers, volumes, …) by name, "
-        "other lists are replaced. The worker's container is named worker.",
+        "volumeMounts by mountPath, other lists are replaced. The worker's container is named worker.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
@@ -590,6 +595,11 @@ class Status(Model):
     selector: str | None = Field(default=None, description="Label selector of the worker pods, for autoscalers.")
 
 
+def is_paused(body: dict[str, Any]) -> bool:
+    """Whether the resource, as the API server gives it, carries the annotation that pauses it."""
+    return (body["metadata"].get("annotations") or {}).get(PAUSED) == "true"
+
+
 class InvalidResource(Exception):  # noqa: N818 - named as the worker's InvalidInput
     """A stored resource that this operator can't read; the message says which fields and why."""
 
@@ -621,7 +631,7 @@ class Pipeline(Model):
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             generation=metadata["generation"],
-            paused=(metadata.get("annotations") or {}).get(PAUSED) == "true",
+            paused=is_paused(body),
             spec=spec,
         )
 

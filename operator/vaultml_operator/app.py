@@ -97,7 +97,7 @@ class Operator:
             )
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            if not await _until(cluster.wait_served(_CRD_RETRY_S), stop):
+            if not await _until(cluster.wait_served(next(iter(self._options.namespaces), None), _CRD_RETRY_S), stop):
                 return 0
             return await self._work(client.configuration, stop)
         finally:
@@ -141,7 +141,7 @@ class Operator:
         assert self._reconciler is not None
         namespaces = list(self._options.namespaces)
         await kopf.operator(
-            registry=handlers.registry(configuration, self._queue.add, self._reconciler.readers),
+            registry=handlers.registry(configuration, self._queue, self._reconciler.readers),
             settings=handlers.settings(),
             clusterwide=not namespaces,
             namespaces=namespaces,

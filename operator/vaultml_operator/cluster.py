@@ -106,16 +106,16 @@ class Cluster:
         self._nodes: tuple[float, list[Manifest] | None] | None = None
         self._listing_nodes = asyncio.Lock()
 
-    async def wait_served(self, retry_seconds: float) -> None:
-        """Return once the API server serves our resource: before that, watches would find nothing to watch."""
+    async def wait_served(self, namespace: str | None, retry_seconds: float) -> None:
+        """Return once our resource can be listed there (None: everywhere): before that, watches would find nothing."""
+        path = f"/apis/{api.API_VERSION}" + (f"/namespaces/{namespace}" if namespace else "") + f"/{api.PLURAL}"
         while True:
             try:
-                served = await self._request("get", "GET", f"/apis/{api.API_VERSION}")
-                if any(each["name"] == api.PLURAL for each in served["resources"]):
-                    return
-                cause = "it is not served"
+                await self._request("list", "GET", path, {"limit": "1"})
             except ApiError as error:
                 cause = str(error)
+            else:
+                return
             _log.warning("waiting for the CRD: apply crds/", crd=f"{api.PLURAL}.{api.GROUP}", error=cause)
             await asyncio.sleep(retry_seconds)
 

@@ -10,6 +10,7 @@ from vaultml_operator import api
 from vaultml_operator.credentials import Object
 from vaultml_operator.manifests import MANAGER, PIPELINE
 from vaultml_operator.reconcile import Key
+from vaultml_operator.workqueue import Queue
 
 _CHILDREN = (
     ("apps", "v1", "deployments"),
@@ -18,14 +19,16 @@ _CHILDREN = (
     ("", "v1", "pods"),
 )
 _READ = (("Secret", "secrets"), ("ConfigMap", "configmaps"))
+_ECHO_S = 0.3
+"""One change echoes in many events of Deployment and pods: they share a look, and let changed specs go first."""
 # Helm's release Secrets are large and many; the others are of other trades.
 _NOT_READ = ("helm.sh/release.v1", "kubernetes.io/service-account-token", "kubernetes.io/dockerconfigjson")
 
 
 def registry(
-    configuration: Configuration, add: Callable[[Key], None], readers: Callable[[str, Object], list[Key]]
+    configuration: Configuration, queue: Queue[Key], readers: Callable[[str, Object], list[Key]]
 ) -> kopf.OperatorRegistry:
-    """Handlers that call `add` for each pipeline that an event is about; `readers` names those that read an object."""
+    """Handlers that queue each pipeline that an event is about; `readers` names those that read an object."""
     found = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=found)
@@ -51,12 +54,12 @@ def registry(
             return
         else:
             seen[key] = now
-        add(key)
+        queue.add(key)
 
     async def child(event: Any, **_: Any) -> None:
         metadata = event["object"]["metadata"]
         if owner := (metadata.get("labels") or {}).get(PIPELINE):
-            add(Key(metadata["namespace"], owner))
+            queue.add_after(Key(metadata["namespace"], owner), _ECHO_S)
 
     for group, version, plural in _CHILDREN:
         kopf.on.event(group, version, plural, id=f"child-{plural}", registry=found)(child)
@@ -65,7 +68,7 @@ def registry(
         async def changed(event: Any, **_: Any) -> None:
             metadata = event["object"]["metadata"]
             for key in readers(metadata["namespace"], Object(kind, metadata["name"])):
-                add(key)
+                queue.add(key)
 
         return changed
 

@@ -25,6 +25,7 @@ _TLS = "/etc/vaultml/kafka"
 _MODEL = "/models"
 _CACHE = "/var/cache/vaultml"
 _UNREACHABLE_S = 30
+_GPU = "nvidia.com/gpu"
 
 
 def labels(pipeline: api.Pipeline) -> dict[str, str]:
@@ -278,8 +279,11 @@ def _volumes(spec: api.Spec, credentials: Credentials) -> tuple[list[dict[str, A
 def _tolerations(worker: api.Worker) -> list[dict[str, Any]]:
     found = [each.model_dump(by_alias=True, exclude_none=True) for each in worker.tolerations]
     if worker.gpu.count:
-        # GPU nodes are commonly tainted with the resource's own name.
-        found.append({"key": worker.gpu.resource, "operator": "Exists", "effect": "NoSchedule"})
+        # GPU nodes are commonly tainted with the resource's own name, and those with parts of GPUs with the whole's.
+        taints = dict.fromkeys(
+            (worker.gpu.resource, *([_GPU] if worker.gpu.resource.startswith("nvidia.com/") else []))
+        )
+        found += [{"key": taint, "operator": "Exists", "effect": "NoSchedule"} for taint in taints]
     found += [
         {
             "key": f"node.kubernetes.io/{state}",
@@ -337,18 +341,23 @@ def _object(pipeline: api.Pipeline, api_version: str, kind: str, spec: Manifest 
 
 
 def merge(base: Any, patch: Any) -> Any:
-    """`patch` over `base`: maps by key, lists of named things by name, all else replaced."""
+    """`patch` over `base`: maps by key, lists of named things by name, mounts by path, all else replaced."""
     if isinstance(base, Mapping) and isinstance(patch, Mapping):
         return {**base, **{key: merge(base.get(key), value) for key, value in patch.items()}}
-    if isinstance(base, list) and isinstance(patch, list) and _named(base) and _named(patch):
-        over = {each["name"]: each for each in patch}
-        merged = [merge(each, over.pop(each["name"])) if each["name"] in over else each for each in base]
+    if isinstance(base, list) and isinstance(patch, list) and (key := list_key(base, patch)) is not None:
+        over = {each[key]: each for each in patch}
+        merged = [merge(each, over.pop(each[key])) if each[key] in over else each for each in base]
         return merged + list(over.values())
     return patch
 
 
-def _named(items: list[Any]) -> bool:
-    return all(isinstance(each, Mapping) and "name" in each for each in items)
+def list_key(*lists: list[Any]) -> str | None:
+    """The field that tells the items of these lists apart: a volume may be mounted twice, everything else is named."""
+    items = [item for each in lists for item in each]
+    for key in ("mountPath", "name"):
+        if all(isinstance(item, Mapping) and key in item for item in items):
+            return key
+    return None
 
 
 def _digest(manifest: Manifest) -> str:

@@ -74,7 +74,8 @@ def _offers(node: Mapping[str, Any], worker: api.Worker) -> bool:
     labels = node["metadata"].get("labels") or {}
     if any(labels.get(key) != value for key, value in (worker.node_selector or {}).items()):
         return False
-    return int((node.get("status") or {}).get("allocatable", {}).get(worker.gpu.resource, "0")) >= 1
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    return str(allocatable.get(worker.gpu.resource, "0")) != "0"  # a quantity: 1,000 shares are "1k"
 
 
 def _words(labels: Mapping[str, str]) -> str:

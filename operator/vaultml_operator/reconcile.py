@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import structlog
 from vaultml_operator import api, credentials, manifests, pods, status
 from vaultml_operator.cluster import SCALER, ApiError, Cluster
 from vaultml_operator.credentials import Credentials, Missing, Object, Source
+from vaultml_operator.drift import contains, project
 from vaultml_operator.manifests import Manifest
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Access, Check, Connection, Outcome, Probes, Topics
@@ -101,7 +102,10 @@ class Reconciler:
             live = await self._cluster.get("Deployment", key.namespace, key.name)
             problem = Problem("InvalidSpec", f"apply the pipeline anew: {error}")
             self._probes.forget(key)
-            return status.Observation(generation=generation, spec=None, deployment=live, blocking=problem)
+            paused = api.is_paused(body)
+            return status.Observation(
+                generation=generation, spec=None, paused=paused, deployment=live, blocking=problem
+            )
         objects = credentials.objects(pipeline.spec)
         self._reads[key] = frozenset(objects)
         found = dict(
@@ -307,33 +311,6 @@ class Reconciler:
             _log.warning("event not posted", reason=reason, error=str(error))
 
 
-def contains(live: Any, wanted: Any) -> bool:
-    """Whether all that `wanted` names stands in `live`: maps by key, lists of named things by name."""
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(key in live and contains(live[key], wanted[key]) for key in wanted)
-    if isinstance(wanted, list):
-        return isinstance(live, list) and all(
-            other is not None and contains(other, each) for each, other in _pairs(live, wanted)
-        )
-    return bool(live == wanted)
-
-
-def project(live: Any, wanted: Any) -> Any:
-    """What `live` says where `wanted` says something."""
-    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
-        return {key: project(live[key], wanted[key]) for key in wanted if key in live}
-    if isinstance(wanted, list) and isinstance(live, list):
-        return [project(other, each) for each, other in _pairs(live, wanted)]
-    return live
-
-
-def _pairs(live: list[Any], wanted: list[Any]) -> Iterable[tuple[Any, Any]]:
-    if all(isinstance(each, Mapping) and "name" in each for each in [*live, *wanted]):
-        by_name = {each["name"]: each for each in live}
-        return [(each, by_name.get(each["name"])) for each in wanted]
-    return [(each, live[index] if index < len(live) else None) for index, each in enumerate(wanted)]
-
-
 def _keys(there: Manifest | None) -> frozenset[str] | None:
     if there is None:
         return None
@@ -343,8 +320,11 @@ def _keys(there: Manifest | None) -> frozenset[str] | None:
 def _value(source: str | Source | None, found: Mapping[Object, Manifest | None]) -> str:
     if not isinstance(source, Source):
         return source or ""
-    text: str = ((found[source.object] or {}).get("data") or {}).get(source.key, "")
-    return text if source.object.kind == "ConfigMap" else base64.b64decode(text).decode(errors="replace")
+    there = found[source.object] or {}
+    if source.object.kind == "ConfigMap" and (text := (there.get("data") or {}).get(source.key)) is not None:
+        return str(text)
+    encoded = (there.get("data" if source.object.kind == "Secret" else "binaryData") or {}).get(source.key, "")
+    return base64.b64decode(encoded).decode(errors="replace")
 
 
 def _revision(found: Mapping[Object, Manifest | None]) -> str:

@@ -120,6 +120,8 @@ def _states(seen: Observation, before: Mapping[str, Condition]) -> Iterator[tupl
     if seen.monitored is not None:
         good = seen.monitored.reason == "MonitorCreated"
         yield "Monitored", _State("True" if good else "False", seen.monitored.reason, seen.monitored.message)
+    elif seen.paused and (known := before.get("Monitored")) is not None:
+        yield "Monitored", _State(known["status"], known["reason"], known["message"])
     yield (
         "Paused",
         _State("True", "PausedByAnnotation", f"nothing is changed until the annotation {api.PAUSED} is removed")

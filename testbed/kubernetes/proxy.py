@@ -65,6 +65,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stop = asyncio.Event()
+        self._open: set[asyncio.Transport] = set()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -82,6 +83,10 @@ class Proxy:
     def writes(self) -> list[Request]:
         """The requests so far that change something."""
         return [each for each in self.seen if each.writes]
+
+    def cut(self) -> None:
+        """Break every connection there is, watches among them; new ones are judged by the rule as ever."""
+        self._loop.call_soon_threadsafe(lambda: [each.abort() for each in tuple(self._open)])
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -111,6 +116,15 @@ class Proxy:
         await asyncio.sleep(0.25)  # as aiohttp advises: transports close in later turns of the loop
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
+        if (transport := incoming.transport) is None:
+            return web.Response()
+        self._open.add(transport)
+        try:
+            return await self._judge(incoming)
+        finally:
+            self._open.discard(transport)
+
+    async def _judge(self, incoming: web.Request) -> web.StreamResponse:
         request = Request(incoming.method, incoming.path, incoming.query_string, "watch=" in incoming.query_string)
         self.seen.append(request)
         spoil = self.rule(request)

@@ -149,6 +149,25 @@ def test_runtime_class_only_when_asked() -> None:
     assert pod(pipeline(worker={"runtimeClassName": "nvidia"}))["runtimeClassName"] == "nvidia"
 
 
+def test_a_part_of_a_gpu_is_found_behind_the_taint_of_the_whole_one() -> None:
+    tolerated = [
+        each["key"] for each in pod(pipeline(worker={"gpu": {"resource": "nvidia.com/mig-1g.10gb"}}))["tolerations"]
+    ]
+    assert tolerated[:2] == ["nvidia.com/mig-1g.10gb", "nvidia.com/gpu"]
+    assert [each["key"] for each in pod(pipeline())["tolerations"]].count("nvidia.com/gpu") == 1
+    other = pod(pipeline(worker={"gpu": {"resource": "amd.com/gpu"}}))
+    assert next(each["key"] for each in other["tolerations"]) == "amd.com/gpu"
+
+
+def test_a_volume_is_mounted_twice_by_a_pod_template() -> None:
+    mounts = [{"name": "model", "mountPath": "/models"}, {"name": "model", "mountPath": "/more", "subPath": "more"}]
+    patch = {"containers": [{"name": "worker", "volumeMounts": mounts}]}
+    claim = {"path": "m.onnx", "persistentVolumeClaim": {"claimName": "m"}}
+    found = pod(pipeline(model=claim, worker={"podTemplate": {"spec": patch}}))["containers"][0]["volumeMounts"]
+    assert [each["mountPath"] for each in found] == ["/tmp", "/var/cache/vaultml", "/models", "/more"]
+    assert found[2] == {"name": "model", "mountPath": "/models", "readOnly": True}
+
+
 def test_pod_template_has_the_last_word() -> None:
     patched = pod(
         pipeline(

@@ -10,6 +10,7 @@ from vaultml_operator.pods import diagnose
 WORKER = api.Worker.model_validate({"nodeSelector": {"pool": "gpu"}})
 GPU_NODE = {"metadata": {"name": "n", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}}
 CPU_NODE = {"metadata": {"name": "m", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"cpu": "2"}}}
+MANY = {"metadata": {"name": "p", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"nvidia.com/gpu": "1k"}}}
 OTHER_NODE = {"metadata": {"name": "o", "labels": {"pool": "x"}}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}}
 UNSCHEDULABLE = {
     "type": "PodScheduled",
@@ -84,6 +85,7 @@ def test_a_worker_that_is_ready_again_has_no_problem() -> None:
         ([CPU_NODE, OTHER_NODE], "NoGpuNode"),
         ([], "NoGpuNode"),
         ([CPU_NODE, GPU_NODE], "Unschedulable"),
+        ([MANY], "Unschedulable"),
         (None, "Unschedulable"),
     ],
 )

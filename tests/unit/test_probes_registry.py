@@ -157,7 +157,7 @@ def test_a_refused_login_is_told_at_once_and_so_is_what_fails_from_the_start() -
         await until(lambda: len(changes) == 1)
         cluster.answer = REFUSED
         asked = len(cluster.asked)
-        probes.recheck("a")
+        probes.watch("a", [topics("one"), topics("two")])  # a topic that hasn't been looked for yet
         await until(lambda: len(changes) == 2)
         assert len(cluster.asked) == asked + 1
         assert probes.result(topics("one")) == REFUSED.trouble
@@ -193,7 +193,6 @@ def test_what_nobody_needs_is_not_looked_at() -> None:
         probes.forget("a")
         probes.forget("a")
         assert probes.result(topics("two", connection=THERE)) is None
-        probes.recheck("a")
         asked = len(cluster.asked)
         await until(lambda: len(cluster.asked) >= asked + 3)
         assert {connection for connection, _ in cluster.asked[asked + 1 :]} == {HERE}

@@ -111,6 +111,13 @@ def test_pausing_and_going_on_are_events() -> None:
     assert [each[:2] for each in notes(paused, running)] == [("Normal", "NotPaused")]
 
 
+def test_a_pause_takes_back_nothing_that_is_known() -> None:
+    monitored = compute({}, replace(SEEN, monitored=Problem("MonitorUnavailable", "…")), EARLY)
+    paused = compute(monitored, replace(SEEN, paused=True), LATE)
+    assert condition(paused, "Monitored") == ("False", "MonitorUnavailable")
+    assert "Monitored" not in {each["type"] for each in compute(paused, SEEN, LATE)["conditions"]}
+
+
 def test_what_printer_columns_show() -> None:
     status = compute({}, replace(SEEN, deployment=deployment(readyReplicas=1), image="i", selector="a=b"), EARLY)
     assert (status["workers"], status["gpu"], status["image"]) == ("1/2", "nvidia.com/gpu:1", "i")

@@ -136,11 +136,6 @@ class Probes(Generic[K]):
         watched = self._targets.get(check.connection if isinstance(check, Topics) else check)
         return None if watched is None else watched.outcome(check)
 
-    def recheck(self, owner: K) -> None:
-        """Look at what `owner` needs now, not when its time comes."""
-        for target in self._needs.get(owner, {}):
-            self._targets[target].wanted.set()
-
     async def run(self) -> None:
         """Look until cancelled; ends with all clients closed and threads gone. To be called once."""
         self._pool = ThreadPoolExecutor(_KAFKA_THREADS, thread_name_prefix="kafka-probe")

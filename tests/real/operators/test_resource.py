@@ -117,6 +117,7 @@ BAD: list[tuple[str, Any, str]] = [
         {"requests": {"memory": "2Gi"}, "limits": {"memory": 1000}},
         "the request of memory must not",
     ),
+    ("spec.worker.resources", {"limits": {"memory": "4 GB"}}, "an amount is written like 500m or 2 (cpu), 512Mi or"),
     ("spec.worker.resources", {"limits": {"nvidia.com/gpu": 1}}, "GPUs are asked for by worker.gpu, not here"),
     (
         "spec.worker.tolerations",
@@ -130,6 +131,8 @@ BAD: list[tuple[str, Any, str]] = [
         [{"name": "MY_PASSWORD", "value": "x"}],
         "this looks like a secret: use valueFrom.secretKeyRef",
     ),
+    ("spec.worker.env", [{"name": "token", "value": "x"}], "this looks like a secret"),
+    ("spec.worker.env", [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}], "this looks like a secret"),
     ("spec.worker.env", [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}], "Duplicate value"),
     ("spec.worker.env", [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "p"}}}], "not both"),
     (
@@ -168,6 +171,30 @@ def test_a_bad_resource_is_refused_with_what_to_write(crds: Cluster, where: str,
     with pytest.raises(KubectlError) as refusal:
         crds.kubectl("apply", "-f", "-", stdin=json.dumps(spoilt(where, value)))
     assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (
+            "spec.queue.kafka.brokers",
+            ["[::1]:9092", "kafka_1:9092", "kafka.kafka.svc.cluster.local.:9092", "10.0.0.1:1"],
+        ),
+        ("spec.vault.apiUrl", "https://[::1]:8443/vault/api"),
+        ("spec.vault.apiUrl", "http://vault_lb:80"),
+        ("spec.queue.target", ""),
+        ("spec.queue.name", "site-1_cameras.v2"),
+        (
+            "spec.worker.env",
+            [{"name": "TOKENIZERS_PARALLELISM", "value": "false"}, {"name": "MAX_TOKENS", "value": "9"}],
+        ),
+        ("spec.worker.resources", {"requests": {"cpu": 0.5, "memory": 1000000000}, "limits": {"cpu": "1e3m"}}),
+        ("spec.worker.image", "registry.local:5000/a/b@sha256:" + "0" * 64),
+        ("spec.model", {"path": "a/b.onnx", "persistentVolumeClaim": {"claimName": "m"}}),
+    ],
+)
+def test_what_is_unusual_but_right_is_taken(crds: Cluster, where: str, value: Any) -> None:
+    crds.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(spoilt(where, value)))
 
 
 def test_the_good_one_is_taken_and_filled_in(crds: Cluster, namespace: str) -> None:
