@@ -86,7 +86,11 @@ class Proxy:
 
     def cut(self) -> None:
         """Break every connection there is, watches among them; new ones are judged by the rule as ever."""
-        self._loop.call_soon_threadsafe(lambda: [each.abort() for each in tuple(self._open)])
+        self._loop.call_soon_threadsafe(self._abort_all)
+
+    def _abort_all(self) -> None:
+        for each in tuple(self._open):
+            each.abort()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
