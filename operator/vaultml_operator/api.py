@@ -21,7 +21,8 @@ ENV_OF_SPEC = (
     *("QUEUE_SYSTEM", "QUEUE_NAME", "QUEUE_TARGET", "KAFKA_BROKER", "KAFKA_GROUP", "KAFKA_SECURITY"),
     *("KAFKA_MECHANISM", "KAFKA_USERNAME", "KAFKA_PASSWORD", "KAFKA_SSL_CA", "KAFKA_SSL_CERT", "KAFKA_SSL_KEY"),
     *("KAFKA_OFFSET_RESET", "VAULT_API_URL", "VAULT_ACCESS_KEY", "VAULT_SECRET_KEY", "VAULT_DOWNLOAD"),
-    *("NUMBER_OF_PREDICTIONS", "MOVE_DISTANCE", "MODEL", "MODEL_WEIGHTS", "MODEL_NAMES", "ENGINE", "ENGINE_CACHE"),
+    *("NUMBER_OF_PREDICTIONS", "MOVE_DISTANCE", "MODEL", "MODEL_WEIGHTS", "MODEL_NAMES", "MODEL_SHA256"),
+    *("MODEL_PRECISION", "ENGINE", "ENGINE_CACHE"),
     *("DETECTION_THRESHOLD", "DETECTION_CLASSES", "RECORDINGS_IN_FLIGHT", "HTTP_HOST", "HTTP_PORT"),
     *("LOG_FORMAT", "LOG_LEVEL"),
 )
@@ -231,6 +232,29 @@ class NeuralNetwork(Model):
 
     rules = (
         Rule(
+            "[has(self.name), has(self.path), has(self.url)].filter(x, x).size() <= 1",
+            "give one of name (a published model), path (a file) and url, or none for the image's own model",
+        ),
+        Rule(
+            "!has(self.url) || (isURL(self.url) && "
+            "self.url.matches('^https?://[^/@?#[:space:]]+/[^@?#[:space:]]+[.](cfg|onnx)$'))",
+            "url must be http(s) and end in .cfg (with .weights beside it) or .onnx, without user, password, query or "
+            "fragment",
+        ),
+        Rule(
+            "!has(self.url) || has(self.sha256)",
+            "url needs sha256: the digest of the .onnx, or of the .weights beside a .cfg",
+        ),
+        Rule(
+            "!has(self.sha256) || has(self.path) || has(self.url)",
+            "sha256 belongs to path or url: a published model is checked by its own digest",
+        ),
+        Rule(
+            "!has(self.precision) || ![has(self.path) ? self.path : '', has(self.url) ? self.url : '']"
+            ".exists(p, p.endsWith('.onnx'))",
+            "an .onnx has its own precision: leave precision out",
+        ),
+        Rule(
             "!has(self.path) || self.path.endsWith('.cfg') || self.path.endsWith('.onnx')",
             "path must end in .cfg (Darknet, with its .weights) or .onnx",
         ),
@@ -255,9 +279,27 @@ class NeuralNetwork(Model):
             "paths must not contain ..",
         ),
     )
+    name: Literal["yolov3", "yolov3-tiny"] | None = Field(
+        default=None,
+        description="A published model. Where the image lacks it the worker fetches it, which needs the internet.",
+    )
     path: ModelPath | None = Field(
         default=None,
-        description="A Darknet .cfg or an .onnx, in the claim or in the image. Absent: the model of the image.",
+        description="A Darknet .cfg or an .onnx, in the claim or in the image. Without path, name and url: the model "
+        "of the image.",
+    )
+    url: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
+        default=None,
+        description="Where the worker fetches a .cfg (with .weights and, if there are any, .names beside it) or an "
+        ".onnx from, over http(s). It is kept in the engine cache.",
+    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        default=None,
+        description="SHA-256 of the .onnx or the weights, in small hexadecimal digits; another file is refused.",
+    )
+    precision: Literal["fp32", "fp16"] | None = Field(
+        default=None,
+        description="Precision of a Darknet network's convolutions. Absent: the engine's best; fp16 with tensorrt.",
     )
     weights: ModelPath | None = Field(
         default=None, description="Darknet weights. Absent: the file beside the .cfg that ends in .weights."

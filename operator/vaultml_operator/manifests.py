@@ -130,8 +130,10 @@ def _tls_files(credentials: Credentials) -> dict[str, tuple[str, Source]]:
 
 def _model(model: api.NeuralNetwork) -> dict[str, str]:
     folder = f"{_MODEL}/" if model.persistent_volume_claim is not None else ""
-    given = {"MODEL": model.path, "MODEL_WEIGHTS": model.weights, "MODEL_NAMES": model.names}
-    return {name: folder + path for name, path in given.items() if path is not None}
+    files = {"MODEL": model.path, "MODEL_WEIGHTS": model.weights, "MODEL_NAMES": model.names}
+    found = {name: folder + path for name, path in files.items() if path is not None}
+    others = {"MODEL": model.name or model.url, "MODEL_SHA256": model.sha256, "MODEL_PRECISION": model.precision}
+    return found | {name: value for name, value in others.items() if value is not None}
 
 
 def _variable(name: str, value: str | Source | None) -> dict[str, Any]:

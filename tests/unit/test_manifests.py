@@ -103,11 +103,23 @@ def test_what_the_operator_sets_is_what_env_may_not() -> None:
             },
         },
         vault={"apiUrl": "http://v/api", "credentialsSecretRef": {"name": "vault-credentials"}},
-        model={"path": "/m.cfg", "weights": "/m.weights", "names": "/m.names"},
+        model={
+            "path": "/m.cfg",
+            "weights": "/m.weights",
+            "names": "/m.names",
+            "sha256": "0" * 64,
+            "precision": "fp16",
+        },
         detection={"classes": ["car"]},
     )
     all_keys = frozenset({"username", "password", "ca.crt", "tls.crt", "tls.key"})
     assert set(env(everything, {**KEYS, Object("Secret", "all"): all_keys})) == set(api.ENV_OF_SPEC)
+
+
+def test_a_model_by_name_or_from_elsewhere() -> None:
+    assert env(pipeline(model={"name": "yolov3"}))["MODEL"] == "yolov3"
+    found = env(pipeline(model={"url": "https://models.test/a.onnx", "sha256": "0" * 64}))
+    assert (found["MODEL"], found["MODEL_SHA256"]) == ("https://models.test/a.onnx", "0" * 64)
 
 
 def test_a_secret_is_only_ever_named() -> None:

@@ -1,3 +1,8 @@
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +88,66 @@ def test_a_darknet_pair_needs_its_weights_and_labels(tmp_path: Path) -> None:
         model.load(cfg)
     (tmp_path / "small.names").write_text("a\nb\nc\n")
     assert model.load(cfg).labels == ("a", "b", "c")
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a web server, and the folder that it serves."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_onnx_from_a_url_is_fetched_once_and_checked(published: tuple[str, Path], tmp_path: Path) -> None:
+    address, folder = published
+    foreign(folder / "own.onnx", metadata={"names": "{0: 'cat'}"})
+    digest = hashlib.sha256((folder / "own.onnx").read_bytes()).hexdigest()
+    path = fetch.locate(f"{address}/own.onnx", digest, tmp_path / "kept")
+    assert model.load(path, sha256=digest).labels == ("cat",)
+    (folder / "own.onnx").unlink()
+    assert fetch.locate(f"{address}/own.onnx", digest, tmp_path / "kept") == path
+    with pytest.raises(InvalidInput, match="answers 404"):
+        fetch.locate(f"{address}/own.onnx", "0" * 64, tmp_path / "kept")
+    (folder / "own.onnx").write_bytes(b"another")
+    with pytest.raises(InvalidInput, match="fetched damaged or changed"):
+        fetch.locate(f"{address}/own.onnx", "0" * 64, tmp_path / "kept")
+    assert [each.name for each in (tmp_path / "kept" / "models").iterdir()] == [digest]
+
+
+def test_a_darknet_pair_from_a_url_brings_weights_and_labels(published: tuple[str, Path], tmp_path: Path) -> None:
+    address, folder = published
+    (folder / "small.cfg").write_text(CFG)
+    tiny_weights(darknet.read_cfg(folder / "small.cfg"), folder / "small.weights", seed=3)
+    digest = hashlib.sha256((folder / "small.weights").read_bytes()).hexdigest()
+    (folder / "small.names").write_text("a\nb\nc\n")
+    path = fetch.locate(f"{address}/small.cfg", digest, tmp_path / "kept")
+    assert model.load(path, sha256=digest).labels == ("a", "b", "c")
+    with pytest.raises(InvalidInput, match=f"its sha256 is {digest}, not 00"):
+        model.load(path, sha256="0" * 64)
+
+
+def test_a_model_that_cannot_be_reached_or_kept(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="could not be reached"):
+        fetch.locate("http://127.0.0.1:1/a.onnx", "0" * 64, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="no model can be kept there"):
+        fetch.locate("http://127.0.0.1:1/a.onnx", "0" * 64, tmp_path / "file")
+
+
+def test_an_onnx_has_its_own_precision(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="leave MODEL_PRECISION at auto"):
+        model.load(foreign(tmp_path / "own.onnx"), precision="fp16")
 
 
 def test_without_a_model_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

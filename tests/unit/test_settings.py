@@ -98,6 +98,11 @@ def test_one_message_names_everything_wrong(environment: pytest.MonkeyPatch, tmp
         ("KAFKA_BROKER", ",", "names no broker"),
         ("DETECTION_THRESHOLD", "1", "less than 1"),
         ("KAFKA_SSL_CA", "/nonexistent/ca.crt", "no such file"),
+        ("MODEL", "yolov9", "one of yolov3-tiny, yolov3"),
+        ("MODEL", "https://me:hidden@models.test/a.onnx", "no user, password"),
+        ("MODEL", "https://models.test/a.pt", "end in .cfg or .onnx"),
+        ("MODEL", "https://models.test/a.onnx", "MODEL_SHA256: needed with a URL"),
+        ("MODEL_SHA256", "abc", "MODEL_SHA256: string should match"),
     ],
 )
 def test_a_wrong_value_is_named(environment: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
@@ -105,6 +110,7 @@ def test_a_wrong_value_is_named(environment: pytest.MonkeyPatch, name: str, valu
     with pytest.raises(InvalidInput, match=says) as caught:
         settings.load()
     assert name in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 def test_the_document_is_up_to_date() -> None:

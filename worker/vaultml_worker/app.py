@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from vaultml_worker import __version__, engines, model, queues
+from vaultml_worker import __version__, engines, fetch, model, queues
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.engines.onnx import cpus
 from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log, masked_line
@@ -63,8 +63,11 @@ class Worker:
 
     def _work(self) -> None:
         settings = self._settings
-        loaded = model.load(settings.model, settings.model_weights, settings.model_names)
-        for warning in model.warnings(loaded, settings.model):
+        # What is fetched is kept with the engines: in a pod, the image's own cache can't be written to.
+        path = fetch.locate(settings.model, settings.model_sha256, settings.engine_cache) if settings.model else None
+        precision = None if settings.model_precision == "auto" else settings.model_precision
+        loaded = model.load(path, settings.model_weights, settings.model_names, precision, settings.model_sha256)
+        for warning in model.warnings(loaded, path):
             log.warning(warning)
         if unknown := set(settings.detection_classes) - set(loaded.labels):
             raise InvalidInput(f"DETECTION_CLASSES: the model has no label {', '.join(sorted(unknown))}")

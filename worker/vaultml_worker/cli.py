@@ -78,7 +78,7 @@ def worker() -> None:
 def detect(
     files: Annotated[list[Path], typer.Argument(help="Videos and pictures.", metavar="FILE…")],
     out: Annotated[Path, typer.Option(help="Folder for the annotated files and the JSON.")],
-    model: Annotated[Path | None, typer.Option(help="Darknet .cfg or .onnx; default: YOLOv3-tiny.")] = None,
+    model: Annotated[str | None, typer.Option(help="Darknet .cfg or .onnx, or yolov3; default: YOLOv3-tiny.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Darknet weights.")] = None,
     names: Annotated[Path | None, typer.Option(help="Labels, one a line.")] = None,
     frames: Annotated[str, typer.Option(help="Frames to look at, spread evenly; or 'all'.")] = "5",
@@ -127,15 +127,16 @@ def _summary(vaultml: dict[str, Any]) -> str:
 
 @contextmanager
 def _detecting(
-    path: Path | None, weights: Path | None, names: Path | None, frames: int, threshold: float, move_distance: float
+    given: str | None, weights: Path | None, names: Path | None, frames: int, threshold: float, move_distance: float
 ) -> Iterator[tuple[Any, Any]]:
     """A detector and decoders, given back at the end."""
-    from vaultml_worker import engines
+    from vaultml_worker import engines, fetch
     from vaultml_worker import model as models
     from vaultml_worker.decoders import Decoders
     from vaultml_worker.engines.onnx import cpus
     from vaultml_worker.pipeline import Detector, Options
 
+    path = fetch.locate(given) if given is not None else None
     loaded = models.load(path, weights, names)
     for warning in models.warnings(loaded, path):
         typer.echo(f"vaultml: {warning}", err=True)

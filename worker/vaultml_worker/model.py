@@ -20,19 +20,30 @@ def load(
     path: Path | None = None,
     weights: Path | None = None,
     names: Path | None = None,
-    precision: onnx_graph.Precision = "fp32",
+    precision: onnx_graph.Precision | None = None,
+    sha256: str | None = None,
 ) -> Model:
     """The model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
 
-    Raises InvalidInput that says what is wrong and what to give instead.
+    `precision` is that of a Darknet network's convolutions (None: fp32); an ONNX has its own. `sha256`, if given, is
+    what the weights' or the ONNX file's must be. Raises InvalidInput that says what is wrong and what to give instead.
     """
+    loaded = _load(path, weights, names, precision)
+    if sha256 is not None and loaded.sha256 != sha256:
+        raise InvalidInput(f"model {loaded.name}: its sha256 is {loaded.sha256}, not {sha256} as MODEL_SHA256 asks")
+    return loaded
+
+
+def _load(path: Path | None, weights: Path | None, names: Path | None, precision: onnx_graph.Precision | None) -> Model:
     if path is None:
         path, weights, names = _default(weights, names)
     names = names or _beside(path, ".names")
     match path.suffix.lower():
         case ".cfg":
-            return _from_darknet(path, weights or _beside(path, ".weights"), names, precision)
+            return _from_darknet(path, weights or _beside(path, ".weights"), names, precision or "fp32")
         case ".onnx":
+            if precision is not None:
+                raise InvalidInput(f"{path}: an .onnx has its own precision: leave MODEL_PRECISION at auto")
             return _from_onnx(path, names)
     raise InvalidInput(f"{path}: a model is a Darknet .cfg (with its .weights) or an .onnx")
 

@@ -1,5 +1,6 @@
 """The data that passes between the parts, one way: event → recording → frames → detections → tracks → result."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,6 +11,11 @@ from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the recording's own (upright) frame."""
+
+PUBLISHED_MODELS = ("yolov3-tiny", "yolov3")
+"""Models that are fetched by their name."""
+MODEL_URL = re.compile(r"https?://[^/@?#\s]+/[^@?#\s]+\.(cfg|onnx)")
+"""A model elsewhere; without what may be a secret."""
 
 
 class Cause(StrEnum):

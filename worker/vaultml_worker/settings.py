@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from vaultml_worker.records import InvalidInput, VaultAccess
+from vaultml_worker.records import MODEL_URL, PUBLISHED_MODELS, InvalidInput, VaultAccess
 
 _LATER = {"forwarding_media", "forwarding_metadata", "remove_after_processed"}
 
@@ -65,9 +65,19 @@ class Settings(BaseSettings):
     forwarding_object_threshold: int = Field(default=1, ge=0, description="Accepted; has no effect without forwarding.")
     remove_after_processed: bool = Field(default=False, description="Not there yet: only `false` is accepted.")
 
-    model: Path | None = Field(
+    model: str | None = Field(
         default=None,
-        description="A Darknet `.cfg` or an `.onnx`. Absent: the image's own, else YOLOv3-tiny, which is fetched once.",
+        description="A Darknet `.cfg` or an `.onnx`: a file or an http(s) URL; or a published model, `yolov3` or "
+        "`yolov3-tiny`, which is fetched once. Absent: the image's own, else `yolov3-tiny`.",
+    )
+    model_sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the `.onnx`, or of the weights of a `.cfg`; another file is refused. A URL needs it.",
+    )
+    model_precision: Literal["auto", "fp32", "fp16"] = Field(
+        default="auto",
+        description="Precision of a Darknet network's convolutions. `auto`: the engine's best. An `.onnx` has its own.",
     )
     model_weights: Path | None = Field(
         default=None, description="Darknet weights; absent: the file beside the `.cfg` that ends in `.weights`."
@@ -149,7 +159,29 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("kafka_ssl_ca", "kafka_ssl_cert", "kafka_ssl_key", "model", "model_weights", "model_names")
+    @field_validator("model_sha256", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str | None) -> str | None:
+        if value is None or value in PUBLISHED_MODELS or MODEL_URL.fullmatch(value):
+            return value
+        if "://" in value:  # not quoted: it may hold a password
+            raise PydanticCustomError(
+                "address", "a URL must be http(s), end in .cfg or .onnx, and have no user, password, query or fragment"
+            )
+        if not Path(value).is_file():
+            raise PydanticCustomError(
+                "file",
+                "no such file: {path}; give a .cfg, an .onnx, a URL of one, or one of {names}",
+                {"path": value, "names": ", ".join(PUBLISHED_MODELS)},
+            )
+        return value
+
+    @field_validator("kafka_ssl_ca", "kafka_ssl_cert", "kafka_ssl_key", "model_weights", "model_names")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
@@ -174,6 +206,8 @@ class Settings(BaseSettings):
             wrong += [f"{name}: give all three VAULT_ variables or none" for name, value in vault.items() if not value]
         if bool(self.kafka_ssl_cert) != bool(self.kafka_ssl_key):
             wrong.append("KAFKA_SSL_CERT, KAFKA_SSL_KEY: one needs the other")
+        if self.model is not None and MODEL_URL.fullmatch(self.model) and self.model_sha256 is None:
+            wrong.append("MODEL_SHA256: needed with a URL as MODEL: the digest of the .onnx, or of the .cfg's weights")
         if self.queue_target and self.queue_target == self.queue_name:
             wrong.append("QUEUE_TARGET: must differ from QUEUE_NAME, or each result is taken for a new event")
         if wrong:
