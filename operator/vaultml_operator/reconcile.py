@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_S = 15.0
 """How soon what sends no event is looked at again: a foreign object in the way, an admission policy."""
+_MONITOR_S = 60.0
+"""How often a pipeline with a PodMonitor is looked at: it isn't watched, as most clusters know no such kind."""
 _REFUSALS = {400, 403, 404, 405, 422}
 
 
@@ -86,7 +88,9 @@ class Reconciler:
             for note in status.notes(before, current):
                 await self._note(body, note.kind, note.reason, note.message)
         self._told(key, current)
-        return _LOOK_AGAIN_S if seen.blocking is not None and seen.blocking.reason != "SecretMissing" else None
+        if seen.blocking is not None and seen.blocking.reason != "SecretMissing":
+            return _LOOK_AGAIN_S
+        return _MONITOR_S if seen.monitored is not None else None
 
     def _forget(self, key: Key) -> None:
         self._reads.pop(key, None)
