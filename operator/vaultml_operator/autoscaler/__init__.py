@@ -1,0 +1,1 @@
+"""How many workers a pipeline needs: what was seen, what is decided, why."""

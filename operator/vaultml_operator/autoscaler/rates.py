@@ -1,0 +1,135 @@
+"""Pure: how fast recordings arrive, how fast a worker handles them, how long it takes to start."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+ARRIVAL_HALF_LIFE = 60.0
+"""Seconds after which what was seen counts half."""
+RECENT_HALF_LIFE = 15.0
+"""The same for the second, quicker view of arrivals."""
+SERVICE_HALF_LIFE = 120.0
+SHORTEST, LONGEST = 0.1, 900.0
+"""Seconds between two samples; what is further apart is a jump of the clock or a night without an operator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What one poll counted.
+
+    - `time`: seconds; `end`, `committed`: sums of the partitions' log ends and committed offsets.
+    - `lag`: recordings that wait; `busy`: workers that have something to do; `ready`: workers that run.
+    - `partitions`: how many were counted; 0: not known.
+    """
+
+    time: float
+    end: int
+    committed: int
+    lag: int
+    busy: int
+    ready: int
+    partitions: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What is known; None: not yet.
+
+    - `steady`, `recent`: recordings that arrive per second, seen through two half-lives.
+    - `service`: recordings per second and busy worker.
+    - `startup_seconds`: from asked for to ready.
+    - `arrival_seconds`, `service_seconds`: for how long each was watched.
+    - `time`: of the last sample that counted.
+    """
+
+    steady: float | None = None
+    recent: float | None = None
+    service: float | None = None
+    startup_seconds: float | None = None
+    arrival_seconds: float = 0.0
+    service_seconds: float = 0.0
+    time: float | None = None
+
+    @property
+    def arrival(self) -> float | None:
+        """Recordings per second that keep arriving: the lower of both views, since a burst is a backlog and no rate."""
+        return None if self.steady is None or self.recent is None else min(self.steady, self.recent)
+
+    def to_status(self) -> dict[str, float]:
+        """What is known, to two significant digits: more would change, and be written, with every poll."""
+        known = {
+            "arrivalPerSecond": self.arrival,
+            "servicePerSecond": self.service,
+            "startupSeconds": self.startup_seconds,
+        }
+        return {name: float(f"{value:.2g}") for name, value in known.items() if value is not None}
+
+    @classmethod
+    def from_status(cls, status: object) -> "Rates":
+        """Read what `to_status` wrote; what is not a positive number, or zero arrivals, is unknown."""
+        known = status if isinstance(status, Mapping) else {}
+        arrival, service = _number(known.get("arrivalPerSecond")), _number(known.get("servicePerSecond")) or None
+        return cls(
+            steady=arrival,
+            recent=arrival,
+            service=service,
+            startup_seconds=_number(known.get("startupSeconds")) or None,
+            # It was watched for long, by another.
+            arrival_seconds=0.0 if arrival is None else ARRIVAL_HALF_LIFE,
+            service_seconds=0.0 if service is None else SERVICE_HALF_LIFE,
+        )
+
+
+def update(rates: Rates, before: Sample | None, after: Sample) -> Rates:
+    """What is known after one more sample; an interval that makes no sense changes nothing.
+
+    Arrivals are growth of the log ends; the service rate is growth of the committed offsets per busy worker, counted
+    only while something waited at both ends of the interval, since a worker without work is not slow.
+    """
+    if before is None or not SHORTEST <= after.time - before.time <= LONGEST:
+        return rates
+    elapsed = after.time - before.time
+    rates = replace(rates, time=after.time)
+    arrived, done = after.end - before.end, after.committed - before.committed
+    # Fewer partitions, or an end that went back: the topic was made anew.
+    if arrived >= 0 and after.partitions >= before.partitions:
+        watched, seen = rates.arrival_seconds + elapsed, arrived / elapsed
+        rates = replace(
+            rates,
+            steady=_blend(rates.steady, seen, elapsed, watched, ARRIVAL_HALF_LIFE),
+            recent=_blend(rates.recent, seen, elapsed, watched, RECENT_HALF_LIFE),
+            arrival_seconds=min(watched, 1e6),
+        )
+    busy = (before.busy + after.busy) / 2
+    worked = min(before.busy, after.busy, before.lag, after.lag) > 0
+    # More done than can have been there is a commit that somebody set by hand.
+    if worked and 0 <= done <= before.lag + max(arrived, 0) and after.partitions == before.partitions:
+        watched = rates.service_seconds + elapsed
+        service = _blend(rates.service, done / elapsed / busy, elapsed, watched, SERVICE_HALF_LIFE)
+        rates = replace(rates, service=service or None, service_seconds=min(watched, 1e6))
+    return rates
+
+
+def started(rates: Rates, seconds: float) -> Rates:
+    """What is known after a worker became ready so many seconds after it was asked for; half of it is the new one."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        return rates
+    before = rates.startup_seconds
+    return replace(rates, startup_seconds=seconds if before is None else (before + seconds) / 2)
+
+
+def _blend(known: float | None, seen: float, elapsed: float, watched: float, half_life: float) -> float:
+    """Exponentially weighted by time; early on by what was watched so far, so that the first interval is no truth."""
+    if known is None:
+        known = 0.0
+    return known + (seen - known) * _weight(elapsed, half_life) / _weight(watched, half_life)
+
+
+def _weight(seconds: float, half_life: float) -> float:
+    return float(1 - 0.5 ** (seconds / half_life))
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        return None
+    return float(value)

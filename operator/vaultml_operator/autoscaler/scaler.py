@@ -1,0 +1,344 @@
+"""Polls every pipeline's queue, each broker once for all, and keeps the decision on each: joins the pure parts.
+
+Nothing here acts: a decision that differs from what there is puts the pipeline on the work queue, and the reconcile
+carries it out.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from vaultml_operator.autoscaler import picture
+from vaultml_operator.autoscaler.decide import decide
+from vaultml_operator.autoscaler.gpus import Demand, Pool, noun
+from vaultml_operator.autoscaler.lag import Ask, Reader, Reading, ReadingFailed, open_reader
+from vaultml_operator.autoscaler.measured import Measured
+from vaultml_operator.autoscaler.pool import Grant, Grants, arbitrate
+from vaultml_operator.autoscaler.records import Decision, History, Observation, Policy
+from vaultml_operator.probes import Connection
+
+K = TypeVar("K", bound=tuple[str, str])
+
+_THREADS = 32
+"""Brokers that are read at the same time: one that is away holds its place until its time-outs."""
+_TOGETHER = 0.25
+"""A pipeline whose poll is due within this share of its interval joins a round that is under way anyway."""
+_SHARE_S = 1.0
+"""How often GPUs are shared out anew while someone waits for some: grants hold for a while, pods come and go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is asked of the scaler for one pipeline.
+
+    `connection` None: it can't be read (credentials are missing). `demand` is for `wanted` 0: the scaler fills that in;
+    None: no GPU is asked for, or their number is of no interest. `acts`: the decision is carried out.
+    """
+
+    policy: Policy
+    connection: Connection | None
+    ask: Ask
+    demand: Demand | None
+    acts: bool = True
+
+
+@dataclass(slots=True)
+class _State:
+    """All that is known of one pipeline."""
+
+    subject: Subject
+    replicas: int
+    ready: int
+    measured: Measured
+    history: History
+    due: float = 0.0
+    """Monotonic time of the next poll."""
+    decision: Decision | None = None
+    published: dict[str, Any] | None = None
+
+
+class _Line:
+    """A connection's reader, for threads: opened by the first read, one read at a time, no read ends in an error."""
+
+    def __init__(self, connection: Connection, opens: Callable[[Connection], Reader]) -> None:
+        self._connection = connection
+        self._opens = opens
+        self._reader: Reader | None = None
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def calls(self) -> int:
+        return 0 if self._reader is None else self._reader.calls
+
+    def read(self, asked: list[Ask]) -> Mapping[Ask, Reading | ReadingFailed]:
+        with self._one_at_a_time:
+            try:
+                if self._reader is None:
+                    self._reader = self._opens(self._connection)
+                return self._reader.read(asked)
+            except Exception as error:  # settings that the client refuses, or a fault: no other pipeline's trouble
+                failed = ReadingFailed(f"the lag can't be read ({type(error).__name__}): see QueueReachable")
+                return dict.fromkeys(asked, failed)
+
+    def close(self) -> None:
+        with self._one_at_a_time:
+            if self._reader is not None:
+                self._reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the scaler has to say of a pipeline: the last decision, and the status to publish."""
+
+    decision: Decision
+    status: Mapping[str, Any]
+    reading: Reading | None
+    trouble: str
+
+
+class Scaler(Generic[K]):
+    """Keeps a decision for each pipeline that it was told of. To be used in one asyncio loop.
+
+    `on_change` hears of each pipeline whose decision or published picture has changed.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[K], None],
+        *,
+        pool: Pool | None = None,
+        reader: Callable[[Connection], Reader] = open_reader,
+        wall: Callable[[], float] = time.time,
+        told: Callable[[K, Observation, Decision], None] = lambda _key, _seen, _decision: None,
+    ) -> None:
+        self.pool = pool
+        """Nodes and pods, where they can be seen; None: GPUs are no bound."""
+        self._on_change = on_change
+        self._open = reader
+        self._wall = wall
+        self._told = told
+        self._states: dict[K, _State] = {}
+        self._rounds: dict[Connection, asyncio.Task[None]] = {}
+        self._lines: dict[Connection, _Line] = {}
+        self._past_calls = 0
+        self._wake: dict[Connection, asyncio.Event] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._grants: Grants = {}
+        self._demands: dict[K, Demand] = {}
+        self._stale = True
+        """Whether nodes, pods or demands have changed since GPUs were shared out."""
+        self._shared_at = -math.inf
+
+    def watch(self, key: K, subject: Subject, *, replicas: int, ready: int, status: Mapping[str, Any]) -> None:
+        """Scale this pipeline from now on. `status` is its `.status.autoscaling`, for what a restart left.
+
+        `replicas` and `ready` are the Deployment's, as they are; told anew with every reconcile.
+        """
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = _State(
+                subject=subject,
+                replicas=replicas,
+                ready=ready,
+                measured=Measured(status),
+                history=History.from_status({"lastActive": status.get("lastActive")}),
+                published=dict(status) or None,
+            )
+        elif state.subject != subject:
+            if state.subject.ask != subject.ask or state.subject.connection != subject.connection:
+                state.measured.begin_anew()
+            state.subject, state.due = subject, 0.0
+        state.replicas, state.ready = replicas, ready
+        state.measured.workers(replicas, ready, time.monotonic())
+        if state.subject.connection is None:
+            state.measured.fail("its credentials are missing")
+        else:
+            self._follow(state.subject.connection)
+
+    def forget(self, key: K) -> None:
+        """Scale this pipeline no longer."""
+        if self._states.pop(key, None) is not None:
+            self._stale |= self._demands.pop(key, None) is not None
+            self._leave_idle_connections()
+
+    def outlook(self, key: K) -> Outlook | None:
+        """The last decision on a pipeline; None: there is none yet."""
+        state = self._states.get(key)
+        if state is None or state.decision is None:
+            return None
+        return Outlook(state.decision, state.published or {}, state.measured.reading, state.measured.failed)
+
+    def busy(self, key: K) -> Mapping[str, int] | None:
+        """How much waits for each member of the group, by client id; None: the members are not known."""
+        state = self._states.get(key)
+        reading = None if state is None else state.measured.reading
+        if reading is None or reading.members is None:
+            return None
+        lags = {part.number: part.lag for part in reading.partitions}
+        return {each.client: sum(lags.get(number, 0) for number in each.partitions) for each in reading.members}
+
+    def pool_changed(self) -> None:
+        """Nodes or pods have changed: it counts from the next poll."""
+        self._stale = True
+
+    @property
+    def calls(self) -> int:
+        """Requests to all queues so far."""
+        return self._past_calls + sum(each.calls for each in self._lines.values())
+
+    def leaving(self, key: K) -> frozenset[str]:
+        """The uids of the pods that have to be the ones to go, where others wait for just those GPUs."""
+        grant = self._grant(key)
+        return frozenset() if grant is None else frozenset(grant.leave)
+
+    def _grant(self, key: K) -> Grant | None:
+        return None if self.pool is None or key not in self._demands else self._grants.get(key)
+
+    async def run(self) -> None:
+        """Poll until cancelled; ends with all connections closed. To be called once."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lag")
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for connection in {state.subject.connection for state in self._states.values()}:
+                    if connection is not None:
+                        self._follow(connection)
+                await asyncio.get_running_loop().create_future()  # until cancelled
+        finally:
+            self._group = None
+            await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+
+    # --- polling ------------------------------------------------------------------------------------------------
+
+    def _follow(self, connection: Connection) -> None:
+        if self._group is None:
+            return
+        if connection not in self._rounds:
+            self._wake[connection] = asyncio.Event()
+            self._rounds[connection] = self._group.create_task(self._poll(connection, self._wake[connection]))
+        self._wake[connection].set()
+
+    def _leave_idle_connections(self) -> None:
+        used = {state.subject.connection for state in self._states.values()}
+        for connection in self._rounds.keys() - used:
+            self._rounds.pop(connection).cancel()
+            self._wake.pop(connection)
+
+    async def _poll(self, connection: Connection, wake: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        line = self._lines[connection] = _Line(connection, self._open)
+        try:
+            while True:
+                wake.clear()
+                due = self._due(connection)
+                if due:
+                    asked = list(dict.fromkeys(self._states[key].subject.ask for key in due))
+                    answers = await loop.run_in_executor(self._threads, line.read, asked)
+                    self._take(connection, due, answers)
+                    self._leave_idle_connections()
+                if (seconds := self._until_next(connection)) > 0:
+                    try:
+                        async with asyncio.timeout(seconds):
+                            await wake.wait()
+                    except TimeoutError:
+                        pass
+        finally:
+            self._past_calls += line.calls
+            if self._lines.get(connection) is line:
+                del self._lines[connection]
+            # In a thread of its own: a read that is under way ends first.
+            threading.Thread(target=line.close, name="lag-close", daemon=True).start()
+
+    def _of(self, connection: Connection) -> list[tuple[K, _State]]:
+        return [(key, state) for key, state in self._states.items() if state.subject.connection == connection]
+
+    def _due(self, connection: Connection) -> list[K]:
+        now, mine = time.monotonic(), self._of(connection)
+        if not any(state.due <= now for _, state in mine):
+            return []
+        return [key for key, state in mine if state.due <= now + _TOGETHER * state.subject.policy.polling_seconds]
+
+    def _until_next(self, connection: Connection) -> float:
+        return min((state.due for _, state in self._of(connection)), default=time.monotonic() + 3600) - time.monotonic()
+
+    def _take(self, connection: Connection, keys: list[K], answers: Mapping[Ask, Reading | ReadingFailed]) -> None:
+        here = [
+            (key, state)
+            for key in keys
+            if (state := self._states.get(key)) is not None
+            and state.subject.connection == connection
+            and state.subject.ask in answers
+        ]
+        for _, state in here:
+            answer = answers[state.subject.ask]
+            if isinstance(answer, Reading):
+                state.measured.learn(answer)
+            else:
+                state.measured.fail(answer.message)
+        self._share(here)
+        for key, state in here:
+            self._settle(key, state)
+
+    # --- deciding -----------------------------------------------------------------------------------------------
+
+    def _observe(self, state: _State, *, slots: int | None, holders: str) -> Observation:
+        known = state.measured
+        return Observation(
+            backlog=known.backlog(),
+            trouble=known.failed,
+            arrival=known.rates.arrival,
+            service=known.rates.service,
+            replicas=state.replicas,
+            ready=state.ready,
+            startup_seconds=known.rates.startup_seconds,
+            slots=slots,
+            holders=holders,
+            bound="GPUs" if state.subject.demand is None else noun(state.subject.demand.resource),
+        )
+
+    def _share(self, changed: list[tuple[K, _State]]) -> None:
+        """Ask for what each would want had it all GPUs to itself, and share them out."""
+        if self.pool is None:
+            return
+        now = self._wall()
+        for key, state in changed:
+            demand = state.subject.demand
+            if demand is None:
+                self._stale |= self._demands.pop(key, None) is not None
+                continue
+            alone = decide(state.subject.policy, self._observe(state, slots=None, holders=""), state.history, now)
+            wanted = alone.replicas if state.subject.acts else state.replicas
+            wants = replace(demand, wanted=wanted, current=state.replicas)
+            self._stale |= self._demands.get(key) != wants
+            self._demands[key] = wants
+        waiting = any(
+            key not in self._grants or self._grants[key].slots < demand.wanted for key, demand in self._demands.items()
+        )
+        if self._stale or (waiting and time.monotonic() - self._shared_at > _SHARE_S):
+            self._grants = arbitrate(self.pool, list(self._demands.values()), self._grants, now)
+            self._stale, self._shared_at = False, time.monotonic()
+
+    def _settle(self, key: K, state: _State) -> None:
+        grant = self._grant(key)
+        slots = None
+        if grant is not None:
+            # A grant is never more than is wanted: where all of it is granted, what bounds it are the GPUs there are.
+            slots = grant.slots if grant.slots < self._demands[key].wanted else max(grant.slots, grant.capacity)
+        observation = self._observe(state, slots=slots, holders="" if grant is None else grant.sentence())
+        decision = decide(state.subject.policy, observation, state.history, self._wall())
+        changed = state.decision is None or decision.replicas != state.decision.replicas
+        state.history, state.decision = decision.history, decision
+        state.due = time.monotonic() + decision.next_poll_seconds
+        known = state.measured
+        new = picture.status(observation, decision, known.rates, known.reading, known.processed)
+        if picture.differs(state.published, new):
+            state.published, changed = new, True
+        self._told(key, observation, decision)
+        if changed:
+            self._on_change(key)

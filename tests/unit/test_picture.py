@@ -1,0 +1,97 @@
+"""What is published of a decision, when it is, and how it is read back."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vaultml_operator import api
+from vaultml_operator.autoscaler import picture
+from vaultml_operator.autoscaler.decide import decide
+from vaultml_operator.autoscaler.lag import Partition, Reading
+from vaultml_operator.autoscaler.rates import Rates
+from vaultml_operator.autoscaler.records import Backlog, History, Observation, Policy
+
+SEEN = Observation(
+    backlog=Backlog(lag=240, oldest_seconds=12.4, parallelism=8, lagging=8, end=1000),
+    arrival=3.14,
+    service=0.8,
+    replicas=2,
+    ready=2,
+    startup_seconds=5.0,
+    slots=4,
+    holders="4 of 6 GPUs",
+)
+READING = Reading(1000.0, (Partition(0, 0, 1000, 760, 240, 987.6),), (), 3600.0, 3)
+KNOWN = Rates(steady=3.14, recent=3.2, service=0.8, startup_seconds=5.0)
+
+
+def status(seen: Observation = SEEN, processed: int = 760) -> dict[str, Any]:
+    decision = decide(Policy(), seen, History(), 1000.0)
+    return picture.status(seen, decision, KNOWN, READING, processed)
+
+
+def test_all_that_it_saw_and_said_fits_the_schema() -> None:
+    found = status()
+    api.AutoscalingStatus.model_validate(found)
+    assert found["lag"] == 240
+    assert found["oldest"] == "12s"
+    assert found["rate"] == "3.1/s"
+    assert found["clamp"] == "gpus"
+    assert found["dead"] == 3
+    assert found["retentionSeconds"] == 3600
+    assert found["expiring"] is False
+    known = {name for name, field in api.AutoscalingStatus.model_fields.items() if field is not None}
+    assert {api.AutoscalingStatus.model_fields[name].alias for name in known} >= set(found)
+
+
+def test_what_is_published_explains_the_decision_elsewhere() -> None:
+    found = status()
+    again = picture.observation(found)
+    assert again.backlog is not None
+    assert replace(again, backlog=None, arrival=None) == replace(SEEN, backlog=None, arrival=None)
+    assert replace(again.backlog, end=1000, oldest_seconds=12.4) == SEEN.backlog
+
+
+@pytest.mark.parametrize(
+    ("changed", "written"),
+    [
+        ({}, False),
+        ({"lag": 250}, False),  # hardly changed
+        ({"lag": 300}, True),
+        ({"lag": 0}, True),
+        ({"desired": 3}, True),
+        ({"clamp": "max"}, True),
+        ({"message": "other numbers"}, False),
+        ({"oldestSeconds": 13}, False),
+        ({"arrivalPerSecond": 3.3}, False),
+        ({"arrivalPerSecond": 9.0}, True),
+        ({"processed": 790}, False),
+        ({"processed": 990}, True),
+        ({"dead": 4}, True),
+        ({"trouble": "gone"}, True),
+        ({"holders": "someone else"}, True),
+    ],
+)
+def test_only_a_picture_that_differs_is_written(changed: dict[str, Any], written: bool) -> None:
+    before = status()
+    assert picture.differs(before, before | changed) is written
+    assert picture.differs(None, before)
+
+
+def test_at_rest_every_count_is_exact() -> None:
+    idle = replace(SEEN, backlog=Backlog(lag=0, parallelism=8, lagging=0))
+    before = status(idle, 1000)
+    assert picture.differs(before, status(idle, 1001))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "120m"), (7200, "2h"), (172_800, "2d")]
+)
+def test_durations_as_people_say_them(seconds: float, said: str) -> None:
+    assert picture.duration(seconds) == said
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, 0), (99.4, 99), (100, 100), (1234, 1200), (98_765, 99_000)])
+def test_large_numbers_are_rounded(value: float, shown: int) -> None:
+    assert picture.rounded(value) == shown

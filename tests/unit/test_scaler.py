@@ -1,0 +1,243 @@
+"""The scaler between its parts: rounds, what is told, what a restart and a failure leave."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from vaultml_operator.autoscaler.gpus import Demand, Pool
+from vaultml_operator.autoscaler.lag import Ask, Member, Partition, Reading, ReadingFailed
+from vaultml_operator.autoscaler.records import Decision, Observation, Policy
+from vaultml_operator.autoscaler.scaler import Scaler, Subject
+from vaultml_operator.probes import Connection
+
+Key = tuple[str, str]
+KEY: Key = ("n", "p")
+HERE, THERE = Connection(("here:1",)), Connection(("there:1",))
+POLICY = Policy(polling_seconds=1, lag_per_replica=10)
+
+
+class Desk:
+    """Readers whose answers the test sets, and what they were asked."""
+
+    def __init__(self) -> None:
+        self.lag: dict[str, int] = {}
+        self.failing: set[str] = set()
+        self.rounds: list[tuple[str, list[str]]] = []
+        self.closed: list[str] = []
+        self.time = 1000.0
+
+    def open(self, connection: Connection) -> "Desk._Reader":
+        return Desk._Reader(self, connection.brokers[0])
+
+    class _Reader:
+        def __init__(self, desk: "Desk", broker: str) -> None:
+            self.calls = 0
+            self._desk = desk
+            self._broker = broker
+
+        def read(self, asked: Sequence[Ask]) -> Mapping[Ask, Reading | ReadingFailed]:
+            self._desk.rounds.append((self._broker, sorted(each.queue for each in asked)))
+            self._desk.time += 1
+            return {each: self._answer(each) for each in asked}
+
+        def _answer(self, ask: Ask) -> Reading | ReadingFailed:
+            if ask.queue in self._desk.failing:
+                return ReadingFailed("the lag can't be read: no answer")
+            lag = self._desk.lag.get(ask.queue, 0)
+            parts = (Partition(0, 0, 100 + lag, 100, lag, self._desk.time - 5 if lag else None),)
+            return Reading(self._desk.time, parts, (Member("pod", frozenset({0})),))
+
+        def close(self) -> None:
+            self._desk.closed.append(self._broker)
+
+
+def subject(queue: str = "q", connection: Connection | None = HERE, **rest: Any) -> Subject:
+    policy = rest.pop("policy", POLICY)
+    return Subject(policy=policy, connection=connection, ask=Ask(queue, "g"), demand=None, **rest)
+
+
+def scene(test: Callable[[Scaler[Key], Desk, list[Key]], Any], *, pool: Pool | None = None) -> None:
+    async def run() -> None:
+        desk, changed = Desk(), list[Key]()
+        scaler: Scaler[Key] = Scaler(changed.append, pool=pool, reader=desk.open, wall=lambda: desk.time)
+        running = asyncio.create_task(scaler.run())
+        try:
+            await test(scaler, desk, changed)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def watch(scaler: Scaler[Key], key: Key = KEY, replicas: int = 1, **rest: Any) -> None:
+    scaler.watch(key, rest.pop("subject", subject()), replicas=replicas, ready=replicas, status=rest.pop("status", {}))
+
+
+def test_a_decision_comes_with_the_first_round_and_is_told_once() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, changed: list[Key]) -> None:
+        desk.lag["q"] = 30
+        assert scaler.outlook(KEY) is None
+        watch(scaler)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert outlook.decision.replicas == 1  # one partition
+        assert outlook.status["lag"] == 30
+        assert outlook.status["clamp"] == "partitions"
+        assert changed == [KEY]
+        assert scaler.busy(KEY) == {"pod": 30}
+
+    scene(test)
+
+
+def test_all_queues_of_a_connection_are_read_in_one_round() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, changed: list[Key]) -> None:
+        for number in range(5):
+            watch(scaler, ("n", f"p{number}"), subject=subject(f"q{number}"))
+        watch(scaler, ("n", "other"), subject=subject("other", THERE))
+        await until(lambda: len(set(changed)) == 6)
+        assert ("here:1", [f"q{number}" for number in range(5)]) in desk.rounds
+        assert ("there:1", ["other"]) in desk.rounds
+        # The last one to leave a connection closes it.
+        scaler.forget(("n", "other"))
+        await until(lambda: "there:1" in desk.closed)
+
+    scene(test)
+
+
+def test_what_can_not_be_read_changes_no_number() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        desk.failing.add("q")
+        watch(scaler, replicas=7)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert outlook.decision.replicas == 7
+        assert outlook.trouble == "the lag can't be read: no answer"
+        assert outlook.status["trouble"] == outlook.trouble
+        desk.failing.clear()
+        await until(lambda: "trouble" not in (scaler.outlook(KEY) or outlook).status)
+
+    scene(test)
+
+
+def test_settings_that_the_client_refuses_are_told_and_end_nothing() -> None:
+    async def run() -> None:
+        desk, refuse = Desk(), [True]
+
+        def opens(connection: Connection) -> Desk._Reader:
+            if refuse[0]:
+                raise ValueError("a setting with a secret in it")
+            return desk.open(connection)
+
+        scaler: Scaler[Key] = Scaler(lambda _key: None, reader=opens, wall=lambda: desk.time)
+        running = asyncio.create_task(scaler.run())
+        watch(scaler, replicas=3)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert (outlook.decision.replicas, outlook.trouble) == (
+            3,
+            "the lag can't be read (ValueError): see QueueReachable",
+        )
+        refuse[0] = False
+        await until(lambda: (scaler.outlook(KEY) or outlook).reading is not None)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_missing_credentials_leave_the_last_decision() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        watch(scaler)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        watch(scaler, subject=subject(connection=None))
+        rounds = len(desk.rounds)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert outlook.decision.replicas == 1
+        watch(scaler)
+        await until(lambda: len(desk.rounds) > rounds)
+
+    scene(test)
+
+
+def test_a_restarted_operator_goes_on_with_what_was_published() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        desk.lag["q"] = 1000
+        published = {"servicePerSecond": 0.5, "arrivalPerSecond": 2.0, "startupSeconds": 8, "processed": 77}
+        watch(scaler, status=published)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert outlook.status["servicePerSecond"] == 0.5
+        assert outlook.status["processed"] == 77
+        assert "to drain" in outlook.decision.reason
+
+    scene(test)
+
+
+def test_a_new_spec_is_looked_at_at_once() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        slow = Policy(polling_seconds=3600, idle_polling_seconds=3600)
+        watch(scaler, subject=subject(policy=slow))
+        await until(lambda: scaler.outlook(KEY) is not None)
+        assert len(desk.rounds) == 1
+        watch(scaler, subject=subject(policy=Policy(min_replicas=3, polling_seconds=3600)))
+        await until(lambda: len(desk.rounds) == 2)
+
+    scene(test)
+
+
+def node(count: int) -> dict[str, Any]:
+    return {"metadata": {"name": "gpu"}, "status": {"allocatable": {"nvidia.com/gpu": str(count)}}}
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_gpus_bound_the_number_and_those_that_only_advise_take_none(acts: bool) -> None:
+    pool = Pool()
+    pool.node_seen(node(3))
+
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        policy = Policy(polling_seconds=1, lag_per_replica=1, allow_idle_consumers=True)
+
+        def wanting(name: str, acts: bool) -> Subject:
+            demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
+            return Subject(policy=policy, connection=HERE, ask=Ask(name, name), demand=demand, acts=acts)
+
+        desk.lag |= {"a": 50, "b": 50}
+        watch(scaler, ("n", "a"), subject=wanting("a", acts), replicas=0)
+        watch(scaler, ("n", "b"), subject=wanting("b", True), replicas=0)
+        await until(lambda: scaler.outlook(("n", "a")) and scaler.outlook(("n", "b")))
+        other = scaler.outlook(("n", "b"))
+        assert other is not None
+        assert other.decision.replicas == (1 if acts else 3) or other.decision.replicas == 2
+        assert other.status["clamp"] == "gpus"
+
+    scene(test, pool=pool)
+
+
+def test_told_hears_of_every_poll() -> None:
+    async def run() -> None:
+        desk, told = Desk(), list[tuple[Key, Observation, Decision]]()
+        scaler: Scaler[Key] = Scaler(
+            lambda _key: None, reader=desk.open, told=lambda *each: told.append(each), wall=lambda: desk.time
+        )
+        running = asyncio.create_task(scaler.run())
+        watch(scaler)
+        await until(lambda: len(told) >= 2)
+        assert told[0][0] == KEY
+        assert scaler.calls == 0
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(run(), 20))

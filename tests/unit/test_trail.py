@@ -1,0 +1,48 @@
+"""Since when the message at an offset has been there."""
+
+import random
+
+from vaultml_operator.autoscaler.lag.trail import Trail
+
+
+def test_between_two_looks_it_is_interpolated() -> None:
+    trail = Trail()
+    trail.add(100.0, 50)
+    trail.add(110.0, 50)
+    trail.add(120.0, 60)
+    assert trail.since(49) is None  # there before the first look
+    assert trail.since(50) == 111.0
+    assert trail.since(59) == 120.0
+    assert trail.since(60) is None  # not there yet
+
+
+def test_a_log_that_stood_still_did_so_until_the_last_look() -> None:
+    trail = Trail()
+    for time in range(0, 1000, 10):
+        trail.add(float(time), 5)
+    trail.add(1000.0, 6)
+    assert trail.since(5) == 1000.0
+    assert trail.since(4) is None
+
+
+def test_a_log_that_went_back_begins_anew() -> None:
+    trail = Trail()
+    trail.add(1.0, 100)
+    trail.add(2.0, 3)
+    trail.add(3.0, 4)
+    assert trail.since(50) is None
+    assert trail.since(3) == 3.0
+
+
+def test_however_long_it_is_it_stays_small_and_nearly_right() -> None:
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    trail, end = Trail(), 0
+    for second in range(5000):
+        trail.add(float(second), end)
+        end += rng.randrange(1, 3)
+    assert len(trail._points) <= 65, f"seed {seed}"
+    found = [trail.since(offset) for offset in range(0, end - 5, 7)]
+    known = [each for each in found if each is not None]
+    assert known == sorted(known), f"seed {seed}"
+    assert len(known) > len(found) * 0.9, f"seed {seed}"
