@@ -16,11 +16,14 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from vaultml_operator import handlers
+from vaultml_operator.autoscaler.gpus import Pool
+from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.cluster import ApiError, Cluster, connect
 from vaultml_operator.leader import Leadership, LeadershipLost
 from vaultml_operator.metrics import Metrics
 from vaultml_operator.probes import Probes
-from vaultml_operator.reconcile import Key, Reconciler
+from vaultml_operator.reconcile import Reconciler
+from vaultml_operator.scaling import Key
 from vaultml_operator.workqueue import Queue
 
 _log = structlog.get_logger(__name__)
@@ -66,10 +69,15 @@ class Operator:
             on_error=_complain,
         )
         self._probes: Probes[Key] = Probes(self._queue.add)
+        # Nodes, and the pods of other namespaces, are seen cluster-wide only.
+        self._pool = None if options.namespaces else Pool()
+        self._scaler: Scaler[Key] = Scaler(self._queue.add, pool=self._pool, told=self._metrics.decided)
+        self._cluster: Cluster | None = None
         self._reconciler: Reconciler | None = None
         self._watching = asyncio.Event()
         self._metrics.depth.set_function(lambda: self._queue.depth)
         self._metrics.oldest.set_function(lambda: self._queue.oldest)
+        self._metrics.queue_calls.set_function(lambda: self._scaler.calls)
         self._metrics.leading.set_function(lambda: int(self._may_write()))
 
     async def run(self) -> int:
@@ -81,10 +89,12 @@ class Operator:
         server = await self._serve()
         client = await connect()
         try:
-            cluster = Cluster(client, may_write=self._may_write, measure=self._metrics.requested)
+            cluster = self._cluster = Cluster(client, may_write=self._may_write, measure=self._metrics.requested)
             self._reconciler = Reconciler(
                 cluster,
                 self._probes,
+                self._scaler,
+                again=self._queue.add,
                 image=self._options.image,
                 told=lambda key, status: self._metrics.told(key.namespace, key.name, status),
                 gone=self._gone,
@@ -134,8 +144,48 @@ class Operator:
         assert self._leadership is not None
         _log.info("leading", identity=self._leadership.identity)
         async with asyncio.TaskGroup() as group:
+            if self._pool is not None:
+                await self._watch_gpus(group, self._pool)
             group.create_task(self._probes.run(), name="checks")
+            group.create_task(self._scaler.run(), name="scaler")
             group.create_task(self._queue.run(), name="queue")
+
+    async def _watch_gpus(self, group: asyncio.TaskGroup, pool: Pool) -> None:
+        """Keep the pool told of nodes and pods; returns once it knows all that there are."""
+        assert self._cluster is not None
+        known = [asyncio.Event(), asyncio.Event()]
+
+        def nodes(items: list[dict[str, Any]]) -> None:
+            for name in pool.nodes.keys() - {each["metadata"]["name"] for each in items}:
+                pool.node_gone(name)
+            for each in items:
+                pool.node_seen(each)
+            self._scaler.pool_changed()
+            known[0].set()
+
+        def node(kind: str, found: dict[str, Any]) -> None:
+            gone = kind == "DELETED"
+            if pool.node_gone(found["metadata"]["name"]) if gone else pool.node_seen(found):
+                self._scaler.pool_changed()
+
+        def pods(items: list[dict[str, Any]]) -> None:
+            for uid in pool.pods.keys() - {each["metadata"]["uid"] for each in items}:
+                pool.pod_gone(uid)
+            for each in items:
+                pool.pod_seen(each)
+            self._scaler.pool_changed()
+            known[1].set()
+
+        def pod(kind: str, found: dict[str, Any]) -> None:
+            gone = kind == "DELETED"
+            if pool.pod_gone(found["metadata"]["uid"]) if gone else pool.pod_seen(found):
+                self._scaler.pool_changed()
+
+        running = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
+        group.create_task(self._cluster.follow("/api/v1/nodes", {}, nodes, node), name="nodes")
+        group.create_task(self._cluster.follow("/api/v1/pods", running, pods, pod), name="pods")
+        for each in known:
+            await each.wait()
 
     async def _watch(self, configuration: Any, end: asyncio.Event) -> None:
         assert self._reconciler is not None

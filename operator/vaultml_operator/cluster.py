@@ -12,7 +12,8 @@ import aiohttp
 import structlog
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException as ConfigException  # for whoever connects
+from kubernetes.aio.config import list_kube_config_contexts, load_incluster_config, load_kube_config
 
 from vaultml_operator import api
 from vaultml_operator.manifests import MANAGER, PIPELINE, Manifest
@@ -24,6 +25,8 @@ SCALER = "vaultml-scaler"
 
 _TIMEOUT_S = 15
 _NODES_S = 30
+_WATCH_S = 300
+_PAGE = 500
 _CONNECTIONS = 32
 
 
@@ -64,6 +67,10 @@ class NotLeading(Exception):  # noqa: N818 - a state, not a fault
     """A write was asked for while leadership is not certain; nothing was sent."""
 
 
+Seen = Callable[[str, Manifest], None]
+"""Hears of a watch's event: ADDED, MODIFIED or DELETED, and the object."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a request was, for the metrics: verb as in RBAC, HTTP status (0: no answer), seconds."""
@@ -85,6 +92,12 @@ async def connect() -> ApiClient:
         await load_kube_config(client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]
     configuration.connection_pool_maxsize = _CONNECTIONS
     return ApiClient(configuration)
+
+
+def default_namespace() -> str:
+    """The namespace that kubectl would take: the kubeconfig's, else `default`."""
+    _, current = list_kube_config_contexts()  # type: ignore[no-untyped-call]
+    return str((current or {}).get("context", {}).get("namespace") or "default")
 
 
 class Cluster:
@@ -153,6 +166,72 @@ class Cluster:
                 self._nodes = (time.monotonic(), items)
             return self._nodes[1]
 
+    async def follow(
+        self, path: str, query: Mapping[str, str], listed: Callable[[list[Manifest]], None], event: "Seen"
+    ) -> None:
+        """List, then watch, until cancelled: `listed` hears of all that there is, `event` of each change after that.
+
+        Starts over by itself after an outage. Raises ApiError when it is not allowed.
+        """
+        failures = 0
+        while True:
+            try:
+                version = await self._list(path, query, listed)
+                failures = 0
+                while True:
+                    version = await self._watch(path, query, version, event)
+            except ApiError as error:
+                if error.status in (401, 403, 404):
+                    raise
+                failures += 1
+                if error.status != 410:
+                    await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))
+
+    async def _list(self, path: str, query: Mapping[str, str], listed: Callable[[list[Manifest]], None]) -> str:
+        items: list[Manifest] = []
+        more: dict[str, str] = {}
+        while True:
+            answer = await self._request("list", "GET", path, {**query, "limit": str(_PAGE), **more})
+            items += answer["items"]
+            if not (token := answer["metadata"].get("continue")):
+                listed(items)
+                return str(answer["metadata"]["resourceVersion"])
+            more = {"continue": token}
+
+    async def _watch(self, path: str, query: Mapping[str, str], version: str, event: "Seen") -> str:
+        """Pass events on until the server ends the watch; the version to go on from."""
+        asked = {**query, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
+        asked["timeoutSeconds"] = str(_WATCH_S)
+        answer = None
+        try:
+            answer = await self._send("GET", path, asked, None, "application/json", _WATCH_S + 30)
+            if answer.status >= 300:
+                raise _error(answer.status, await answer.read(), None)
+            async for line in answer.response.content:
+                found = json.loads(line)
+                if found["type"] == "ERROR":
+                    raise _error(int(found["object"].get("code") or 500), json.dumps(found["object"]).encode(), None)
+                version = found["object"]["metadata"]["resourceVersion"]
+                if found["type"] != "BOOKMARK":
+                    event(found["type"], found["object"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise ApiError(0, "Unreachable", f"the watch broke: {type(error).__name__}") from None
+        finally:
+            if answer is not None:
+                answer.response.close()
+        return version
+
+    async def annotate_pod(self, pod: Manifest, annotations: Mapping[str, str]) -> None:
+        """Set annotations of this very pod, if it is still there."""
+        metadata = pod["metadata"]
+        patch = {"metadata": {"uid": metadata["uid"], "annotations": dict(annotations)}}
+        path = _path("Pod", metadata["namespace"], metadata["name"])
+        try:
+            await self._write("patch", "PATCH", path, {"fieldManager": SCALER}, patch, "application/merge-patch+json")
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
     async def apply(self, manifest: Manifest, *, creating: bool = False) -> Manifest:
         """Server-side apply as `vaultml-operator`: what we name is ours, whoever changed it; the rest is left alone.
 
@@ -194,9 +273,7 @@ class Cluster:
     async def write_status(self, body: Manifest, status: Mapping[str, Any]) -> None:
         """Replace the status of the pipeline that `body` is."""
         metadata = body["metadata"]
-        # A merge patch leaves what it doesn't name: fields that are gone are named as null.
-        gone = {key: None for key in body.get("status") or {} if key not in status}
-        patch = {"metadata": {"uid": metadata["uid"]}, "status": {**gone, **status}}
+        patch = {"metadata": {"uid": metadata["uid"]}, "status": _merge_patch(body.get("status") or {}, status)}
         path = _path(api.KIND, metadata["namespace"], metadata["name"]) + "/status"
         query = {"fieldManager": MANAGER}
         await self._write("patch", "PATCH", path, query, patch, "application/merge-patch+json")
@@ -251,15 +328,8 @@ class Cluster:
         started = time.monotonic()
         status = 0
         try:
-            method, url, headers, _, _ = await self._client.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params={"Content-Type": content_type, "Accept": "application/json"},
-                auth_settings=["BearerToken"],
-            )
-            answer = await self._client.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_S)
-            text = await answer.read()  # type: ignore[no-untyped-call]
+            answer = await self._send(method, path, query or {}, body, content_type, _TIMEOUT_S)
+            text = await answer.read()
             status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             cause = str(error) or type(error).__name__
@@ -270,6 +340,35 @@ class Cluster:
             raise _error(status, text, answer.headers.get("Retry-After"))
         found: Manifest = json.loads(text)
         return found
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Manifest | None,
+        content_type: str,
+        timeout: float,
+    ) -> Any:
+        method, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Content-Type": content_type, "Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        return await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+
+
+def _merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The patch that makes one of the other: it leaves what it doesn't name, so what is gone is named as null."""
+    gone = {key: None for key in before if key not in after}
+    return gone | {
+        key: _merge_patch(before[key], value)
+        if isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
+        else value
+        for key, value in after.items()
+    }
 
 
 def _path(kind: str, namespace: str, name: str | None = None) -> str:

@@ -9,7 +9,7 @@ from kubernetes.aio.client.configuration import Configuration
 from vaultml_operator import api
 from vaultml_operator.credentials import Object
 from vaultml_operator.manifests import MANAGER, PIPELINE
-from vaultml_operator.reconcile import Key
+from vaultml_operator.scaling import Key
 from vaultml_operator.workqueue import Queue
 
 _CHILDREN = (
@@ -45,7 +45,7 @@ def registry(
         now = (
             metadata["uid"],
             metadata["generation"],
-            (metadata.get("annotations") or {}).get(api.PAUSED),
+            *((metadata.get("annotations") or {}).get(name) for name in api.ANNOTATIONS),
             metadata.get("deletionTimestamp"),
         )
         if event["type"] == "DELETED":

@@ -50,7 +50,8 @@ def _rules() -> list[Manifest]:
         _rule("policy", ["poddisruptionbudgets"], apply),
         _rule("monitoring.coreos.com", ["podmonitors"], [*apply, "delete"]),
         _rule("", ["serviceaccounts"], [*apply, "delete"]),
-        _rule("", ["pods"], ["list", "watch"]),
+        # Patched with their deletion cost, so that the idlest workers go first.
+        _rule("", ["pods"], ["list", "watch", "patch"]),
         # Watched for changes, read to check broker and Vault; never written.
         _rule("", ["secrets", "configmaps"], watch),
         _rule("events.k8s.io", ["events"], ["create"]),
@@ -58,8 +59,11 @@ def _rules() -> list[Manifest]:
 
 
 def _node_rules() -> list[Manifest]:
-    """To tell "no node offers that GPU" from "all are taken"; without it the scheduler's words are passed on."""
-    return [_rule("", ["nodes"], ["list"])]
+    """To count GPUs, and to tell "no node offers that GPU" from "all are taken".
+
+    Without it nobody counts, and the scheduler's words are passed on.
+    """
+    return [_rule("", ["nodes"], ["list", "watch"])]
 
 
 def _lease_rules() -> list[Manifest]:

@@ -17,6 +17,8 @@ HASH = f"{api.GROUP}/manifest"
 """Annotation: digest of the manifest that was last applied."""
 REVISION = f"{api.GROUP}/credentials-revision"
 """Annotation of the pods: changes whenever a Secret or ConfigMap that they read is replaced or edited."""
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Annotation of a pod: of those that can go, the ones with the least go first."""
 OURS = {"app.kubernetes.io/managed-by": MANAGER}
 
 _PORT = 8080
@@ -47,11 +49,6 @@ def selector(pipeline: api.Pipeline) -> dict[str, str]:
 def gpu(spec: api.Spec) -> str:
     """The GPU of each worker in a word, for the printer column."""
     return f"{spec.worker.gpu.resource}:{spec.worker.gpu.count}" if spec.worker.gpu.count else "none"
-
-
-def replicas(spec: api.Spec) -> int:
-    """How many workers the spec asks for."""
-    return 0 if spec.suspend else spec.replicas
 
 
 def render(pipeline: api.Pipeline, credentials: Credentials, revision: str, image: str) -> list[Manifest]:

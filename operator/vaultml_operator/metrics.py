@@ -5,7 +5,23 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from vaultml_operator.autoscaler.records import Decision, Observation
 from vaultml_operator.cluster import Measured
+
+_SCALING = (
+    ("desired_replicas", "Workers that the autoscaler asks for."),
+    ("needed_replicas", "Workers that are needed, before any limit."),
+    ("lag", "Recordings that wait, those in work included."),
+    ("lag_known", "1 while the queue can be read."),
+    ("stuck_lag", "The part of the lag that sits in partitions that do not move although others do."),
+    ("oldest_seconds", "How long the oldest recording has waited."),
+    ("partitions", "Partitions of the queue."),
+    ("lagging_partitions", "Partitions in which something waits."),
+    ("arrival_per_second", "Recordings that come per second."),
+    ("service_per_second", "Recordings per second and busy worker."),
+    ("startup_seconds", "How long a worker takes to get ready."),
+    ("gpu_slots", "Workers that the GPUs allow, those running included."),
+)
 
 
 class Metrics:
@@ -23,6 +39,9 @@ class Metrics:
             f"{prefix}_queue_oldest_seconds", "Age of the oldest unfinished reconcile.", registry=self.registry
         )
         self.leading = Gauge(f"{prefix}_leading", "1 while this replica leads.", registry=self.registry)
+        self.queue_calls = Gauge(
+            f"{prefix}_queue_calls", "Requests to the pipelines' queues so far.", registry=self.registry
+        )
         self._requests = Counter(
             f"{prefix}_api_requests",
             "Requests to the Kubernetes API by verb and HTTP status (0: no answer); watches are kopf's own.",
@@ -40,8 +59,22 @@ class Metrics:
                 ("replicas", "Worker pods that exist."),
                 ("ready_replicas", "Worker pods that are ready."),
                 ("wanted_replicas", "Worker pods that are wanted."),
+                *_SCALING,
             )
         }
+        self._clamped = Gauge(
+            "vaultml_pipeline_clamped",
+            "1 for each rule that changed the number of workers in the last decision.",
+            [*labels, "rule"],
+            registry=self.registry,
+        )
+        self._polls = Counter(
+            "vaultml_pipeline_polls",
+            "Decisions about the number of workers, one for each look at the queue.",
+            labels,
+            registry=self.registry,
+        )
+        self._clamps: dict[tuple[str, str], set[str]] = {}
 
     def reconciled(self, outcome: str, seconds: float) -> None:
         """One reconcile ended."""
@@ -65,8 +98,39 @@ class Metrics:
         for name, value in values.items():
             self._gauges[name].labels(namespace, pipeline).set(value)
 
+    def decided(self, key: tuple[str, str], seen: Observation, decision: Decision) -> None:
+        """A decision about the number of workers: what it saw and what it said. What is not known has no sample."""
+        backlog = seen.backlog
+        values = {
+            "desired_replicas": decision.replicas,
+            "needed_replicas": decision.needed,
+            "lag": None if backlog is None else backlog.lag,
+            "lag_known": int(backlog is not None),
+            "stuck_lag": None if backlog is None else backlog.stuck,
+            "oldest_seconds": None if backlog is None else backlog.oldest_seconds or 0.0,
+            "partitions": None if backlog is None else backlog.parallelism,
+            "lagging_partitions": None if backlog is None else backlog.lagging,
+            "arrival_per_second": seen.arrival,
+            "service_per_second": seen.service,
+            "startup_seconds": seen.startup_seconds,
+            "gpu_slots": seen.slots,
+        }
+        for name, value in values.items():
+            if value is None:
+                self._gauges[name].remove_by_labels({"namespace": key[0], "pipeline": key[1]})
+            else:
+                self._gauges[name].labels(*key).set(value)
+        self._polls.labels(*key).inc()
+        bit = {each.name for each in decision.clamps}
+        for rule in self._clamps.get(key, set()) - bit:
+            self._clamped.remove(*key, rule)
+        for rule in bit:
+            self._clamped.labels(*key, rule).set(1)
+        self._clamps[key] = {*bit}
+
     def gone(self, namespace: str, pipeline: str) -> None:
         """A pipeline is no more."""
-        for gauge in self._gauges.values():
+        self._clamps.pop((namespace, pipeline), None)
+        for gauge in (*self._gauges.values(), self._clamped, self._polls):
             # A pipeline that was never told has no samples; removing them is no error.
             gauge.remove_by_labels({"namespace": namespace, "pipeline": pipeline})

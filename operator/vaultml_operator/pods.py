@@ -63,11 +63,18 @@ def _container(pod: str, status: Mapping[str, Any]) -> Problem | None:
 def _unschedulable(
     pod: str, message: str, worker: api.Worker, nodes: Sequence[Mapping[str, Any]] | None
 ) -> Problem | None:
-    resource = worker.gpu.resource
-    if nodes is not None and worker.gpu.count and not any(_offers(node, worker) for node in nodes):
-        where = f" with the labels {_words(worker.node_selector)}" if worker.node_selector else ""
-        return Problem("NoGpuNode", f"no node{where} offers {resource}: {len(nodes)} nodes looked at")
-    return Problem("Unschedulable", f"pod {pod} waits for a node: {message}")
+    lacking = None if nodes is None else lacks_gpu(worker, nodes)
+    return lacking or Problem("Unschedulable", f"pod {pod} waits for a node: {message}")
+
+
+def lacks_gpu(worker: api.Worker, nodes: Sequence[Mapping[str, Any]]) -> Problem | None:
+    """That no node has the GPU that the workers ask for, if so."""
+    if not worker.gpu.count or any(_offers(node, worker) for node in nodes):
+        return None
+    where = f" with the labels {_words(worker.node_selector)}" if worker.node_selector else ""
+    looked = f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} looked at"
+    cpu = "to run on the CPU set worker.gpu.count to 0"
+    return Problem("NoGpuNode", f"no node{where} offers {worker.gpu.resource}: {looked}; {cpu}")
 
 
 def _offers(node: Mapping[str, Any], worker: api.Worker) -> bool:

@@ -14,7 +14,12 @@ class Reason(NamedTuple):
 
 CATALOGUE = (
     Reason("Running", "Ready", "As many workers as wanted are ready.", ""),
-    Reason("ScaledToZero", "Ready", "`replicas` is 0: nothing runs, as wanted.", "`kubectl scale` it up."),
+    Reason(
+        "ScaledToZero",
+        "Ready",
+        "Nothing runs, as wanted: nothing waits, or `replicas` is 0.",
+        "In the modes Manual and Advisory `kubectl scale` it up.",
+    ),
     Reason("Suspended", "Ready", "`suspend` is true: no workers.", "Set `spec.suspend` to false."),
     Reason("Starting", "Ready, Progressing", "Workers are being started.", "Wait; a model takes time to load."),
     Reason(
@@ -47,9 +52,21 @@ CATALOGUE = (
         "The API server refuses a child: a pod template patch that makes no sense, an admission policy, a quota.",
         "Do what the message says.",
     ),
+    Reason(
+        "GroupTaken",
+        "Ready",
+        "An older pipeline consumes with the same group on the same brokers: each would see part of the events, and "
+        "both would be scaled on the same lag.",
+        "Give `queue.kafka.group` another name, or delete one of the two.",
+    ),
     Reason("SecretMissing", "Ready", "A Secret or ConfigMap that the spec names does not exist.", "Create it."),
     Reason("SecretKeyMissing", "Ready", "It exists, but lacks a key.", "Add the key."),
-    Reason("Checking", "Ready, QueueReachable, VaultReachable", "The first check has not ended yet.", "Wait."),
+    Reason(
+        "Checking",
+        "Ready, QueueReachable, VaultReachable, ScalingLimited",
+        "The first check has not ended yet.",
+        "Wait.",
+    ),
     Reason("Reachable", "QueueReachable, VaultReachable", "The last check succeeded.", ""),
     Reason("PerEvent", "VaultReachable", "No `spec.vault`: each event brings its own Vault.", ""),
     Reason("Blocked", "QueueReachable, VaultReachable", "Not checked: credentials are missing.", "See Ready."),
@@ -122,6 +139,45 @@ CATALOGUE = (
         "A worker ends again and again; the message ends with its last words.",
         "Do what they say; see `kubectl logs --previous`.",
     ),
+    Reason("NotLimited", "ScalingLimited", "Nothing keeps the number of workers from what is needed.", ""),
+    Reason(
+        "GpusTaken",
+        "ScalingLimited",
+        "More workers are needed than GPUs can be had; the message says who has them.",
+        "Add GPUs, or give this pipeline more `autoscaling.priority` or `weight`.",
+    ),
+    Reason(
+        "AtMaximum",
+        "ScalingLimited",
+        "More workers are needed than maxReplicas allows.",
+        "Raise `autoscaling.maxReplicas`.",
+    ),
+    Reason(
+        "TooFewPartitions",
+        "ScalingLimited",
+        "More workers are needed than the topic has partitions: more would sit idle.",
+        "Raise the partitions, by `queue.kafka.ensurePartitions` or yourself.",
+    ),
+    Reason(
+        "ScalingPaused",
+        "ScalingLimited",
+        "The annotation ml.kerberos.io/pause-scale-in or -out keeps the number.",
+        "Remove the annotation.",
+    ),
+    Reason("RateLimited", "ScalingLimited", "`autoscaling.scaleOut` or `scaleIn` allows no more for now.", "Wait."),
+    Reason(
+        "LagUnknown",
+        "ScalingLimited",
+        "The queue can't be read: the number of workers stays, or is `autoscaling.fallback`'s.",
+        "See QueueReachable.",
+    ),
+    Reason(
+        "EventsExpire",
+        "EventsExpiring",
+        "The oldest recording has waited for most of the time that the topic keeps events.",
+        "Add workers, or raise the topic's `retention.ms`.",
+    ),
+    Reason("WithinRetention", "EventsExpiring", "No event is close to being deleted by the broker.", ""),
     Reason("NotPaused", "Paused", "The pipeline is reconciled.", ""),
     Reason(
         "PausedByAnnotation",
@@ -141,7 +197,12 @@ NAMES = frozenset(each.name for each in CATALOGUE)
 EVENTS = (
     Reason("Created", "", "A child was created.", ""),
     Reason("Updated", "", "A child was changed to what the spec says: after an edit of the spec or of the child.", ""),
-    Reason("Scaled", "", "The number of workers was changed.", ""),
+    Reason("Scaled", "", "The number of workers was changed, by `spec.replicas`.", ""),
+    Reason("ScaledOut", "", "The autoscaler began to add workers; the message says why.", ""),
+    Reason("ScaledIn", "", "The autoscaler began to take workers away; the message says why.", ""),
+    Reason("ReplicasIgnored", "", "`spec.replicas` was changed, which the mode Auto does not look at.", ""),
+    Reason("PartitionsRaised", "", "`kafka.ensurePartitions` raised the topic's partitions.", ""),
+    Reason("PartitionsNotRaised", "", "`kafka.ensurePartitions` could not be done; the message says why.", ""),
     Reason("CredentialsChanged", "", "A Secret or ConfigMap changed: the workers are replaced one by one.", ""),
     Reason("Removed", "", "A child that the spec no longer asks for was deleted.", ""),
 )

@@ -6,17 +6,21 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from vaultml_operator import api, credentials, manifests, pods, status
-from vaultml_operator.cluster import SCALER, ApiError, Cluster
+from vaultml_operator.autoscaler.scaler import Scaler
+from vaultml_operator.cluster import SCALER, ApiError
 from vaultml_operator.credentials import Credentials, Missing, Object, Source
 from vaultml_operator.drift import contains, project
+from vaultml_operator.groups import Groups
 from vaultml_operator.manifests import Manifest
+from vaultml_operator.objects import Objects
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Access, Check, Connection, Outcome, Probes, Topics
+from vaultml_operator.scaling import Key, Scaling
 
 _log = structlog.get_logger(__name__)
 
@@ -25,16 +29,6 @@ _LOOK_AGAIN_S = 15.0
 _MONITOR_S = 60.0
 """How often a pipeline with a PodMonitor is looked at: it isn't watched, as most clusters know no such kind."""
 _REFUSALS = {400, 403, 404, 405, 422}
-
-
-class Key(NamedTuple):
-    """A pipeline."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 class _Blocked(Exception):  # noqa: N818 - a state, told in the status
@@ -49,20 +43,26 @@ class Reconciler:
     """Brings pipelines to what their specs say.
 
     `image` is the worker's where a spec names none; `told` hears of each status, `gone` of each pipeline that is no
-    more. Raises what `Cluster` raises: the work queue tries again.
+    more, `again` of each that should be looked at because of another. Raises what `Objects` raises: the work queue
+    tries again.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Objects,
         probes: Probes[Key],
+        scaler: Scaler[Key],
         *,
         image: str,
+        again: Callable[[Key], None] = lambda _key: None,
         told: Callable[[Key, Mapping[str, Any]], None] = lambda _key, _status: None,
         gone: Callable[[Key], None] = lambda _key: None,
     ) -> None:
         self._cluster = cluster
         self._probes = probes
+        self._scaling = Scaling(scaler, cluster, self._note)
+        self._again = again
+        self._groups: Groups[Key] = Groups()
         self._image = image
         self._told = told
         self._gone = gone
@@ -96,6 +96,9 @@ class Reconciler:
         self._reads.pop(key, None)
         self._accepted.pop(key, None)
         self._probes.forget(key)
+        self._scaling.forget(key)
+        for other in self._groups.release(key):
+            self._again(other)
         self._gone(key)
 
     async def _act(self, key: Key, body: Manifest) -> status.Observation:
@@ -106,6 +109,7 @@ class Reconciler:
             live = await self._cluster.get("Deployment", key.namespace, key.name)
             problem = Problem("InvalidSpec", f"apply the pipeline anew: {error}")
             self._probes.forget(key)
+            self._scaling.rest(key)
             paused = api.is_paused(body)
             return status.Observation(
                 generation=generation, spec=None, paused=paused, deployment=live, blocking=problem
@@ -120,19 +124,25 @@ class Reconciler:
             sources = credentials.find(pipeline.spec, {each: _keys(there) for each, there in found.items()})
         except Missing as missing:
             blocking = Problem(missing.reason, str(missing))
-        queue, vault = self._watch(key, pipeline.spec, sources, found)
+        queue, vault, connection = self._watch(key, pipeline.spec, sources, found)
         deployment = monitored = None
+        # Without its credentials no worker is started, and one that runs is not touched, but for their number.
+        wanted = manifests.render(pipeline, sources or Credentials(), _revision(found), self._image)
         try:
-            deployment, monitored = await self._children(body, pipeline, sources, _revision(found))
+            self._claim(key, pipeline)
+            deployment, monitored = await self._children(body, pipeline, wanted, hold=sources is None)
         except _Blocked as blocked:
             blocking = blocked.problem
             with suppress(_Blocked):
                 deployment = await self._own(pipeline, "Deployment", pipeline.name)
         blocking = blocking or status.failure(deployment)
+        template = next(each for each in wanted if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+        scaling = await self._scaling.watch(body, pipeline, connection, template, deployment)
         return status.Observation(
             generation=generation,
             spec=pipeline.spec,
             paused=pipeline.paused,
+            wanted=self._scaling.number(pipeline, deployment),
             deployment=deployment,
             image=pipeline.spec.worker.image or self._image,
             selector=",".join(f"{name}={value}" for name, value in manifests.selector(pipeline).items()),
@@ -141,18 +151,36 @@ class Reconciler:
             queue=queue,
             vault=vault,
             monitored=monitored,
+            scaling=scaling,
         )
+
+    def _claim(self, key: Key, pipeline: api.Pipeline) -> None:
+        """Take the group, unless an older pipeline has it."""
+        if (kafka := pipeline.spec.queue.kafka) is None:
+            return
+        # A name without a dot is another service in each namespace.
+        brokers = (each if "." in each or "[" in each else f"{key.namespace}/{each}" for each in kafka.brokers)
+        older, concerned = self._groups.claim(key, pipeline.created, brokers, kafka.group)
+        for other in concerned - {key}:
+            self._again(other)
+        if older is not None:
+            raise _Blocked(
+                "GroupTaken",
+                f"the pipeline {older} consumes with the group {kafka.group} on the same brokers: give "
+                "queue.kafka.group another name, or delete one of the two",
+            )
 
     async def _read(self, namespace: str, wanted: Object) -> Manifest | None:
         return await self._cluster.get(wanted.kind, namespace, wanted.name)
 
     def _watch(
         self, key: Key, spec: api.Spec, sources: Credentials | None, found: Mapping[Object, Manifest | None]
-    ) -> tuple[Outcome | None, Outcome | None]:
-        """Have queue and Vault checked from now on; the outcomes so far."""
+    ) -> tuple[Outcome | None, Outcome | None, Connection | None]:
+        """Have queue and Vault checked from now on; the outcomes so far, and how the queue is reached."""
         if sources is None:
             self._probes.forget(key)
-            return None, None
+            return None, None, None
+        connection: Connection | None = None
         queue: Check | None = None
         vault: Check | None = None
         if (kafka := spec.queue.kafka) is not None:
@@ -171,23 +199,23 @@ class Reconciler:
             access, secret = _value(sources.vault_access_key, found), _value(sources.vault_secret_key, found)
             vault = Access(spec.vault.api_url, access, secret)
         self._probes.watch(key, [check for check in (queue, vault) if check is not None])
-        return self._probes.result(queue) if queue else None, self._probes.result(vault) if vault else None
+        outcomes = (self._probes.result(each) if each is not None else None for each in (queue, vault))
+        return *outcomes, connection  # type: ignore[return-value] # two outcomes
 
     async def _children(
-        self, body: Manifest, pipeline: api.Pipeline, sources: Credentials | None, revision: str
+        self, body: Manifest, pipeline: api.Pipeline, wanted: list[Manifest], *, hold: bool
     ) -> tuple[Manifest | None, Problem | None]:
         """Bring the children to what is wanted. The Deployment as it is then, and how the PodMonitor fares."""
         if pipeline.paused:
             return await self._own(pipeline, "Deployment", pipeline.name), None
         if (body.get("status") or {}).get("observedGeneration") != pipeline.generation:
             await self._prune(body, pipeline)
-        # Without its credentials no worker is started, and one that runs is not touched, but for their number.
-        wanted = manifests.render(pipeline, sources or Credentials(), revision, self._image)
+        await self._scaling.tell_ignored(body, pipeline)
         deployment, monitored = None, None
         for manifest in wanted:
             match manifest["kind"]:
                 case "Deployment":
-                    deployment = await self._deployment(body, pipeline, manifest, hold=sources is None)
+                    deployment = await self._deployment(body, pipeline, manifest, hold=hold)
                 case "PodMonitor":
                     monitored = await self._monitor(body, pipeline, manifest)
                 case _:
@@ -198,7 +226,7 @@ class Reconciler:
         self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest, *, hold: bool
     ) -> Manifest | None:
         live = await self._own(pipeline, "Deployment", pipeline.name)
-        number = manifests.replicas(pipeline.spec)
+        number = self._scaling.number(pipeline, live)
         if live is None:
             if hold:
                 return None
@@ -210,9 +238,11 @@ class Reconciler:
         if live["spec"].get("replicas") != number or not _scaled_by_us(live):
             # Before the apply: dropping a field that nobody else owns would reset it.
             was = live["spec"].get("replicas")
+            if number < was:
+                await self._scaling.mark_idlest(pipeline)
             await self._cluster.scale(live, number)
             if was != number:
-                await self._note(body, "Normal", "Scaled", f"scaled from {was} to {number} workers")
+                await self._scaling.tell_scaled(body, pipeline, was, number)
             live = await self._own(pipeline, "Deployment", pipeline.name) or live
         if not hold and not self._matches(pipeline, manifest, live):
             had = _revision_of(live)
@@ -298,12 +328,19 @@ class Reconciler:
         if deployment is None:
             return None
         told = deployment.get("status") or {}
-        number = manifests.replicas(pipeline.spec)
+        number = deployment["spec"].get("replicas", 1)
         if all(told.get(name, 0) == number for name in ("replicas", "readyReplicas", "updatedReplicas")):
-            return None
+            return await self._lacking(pipeline) if number == 0 else None
         found = await self._cluster.children("Pod", pipeline.namespace, pipeline.name)
         unplaced = any("nodeName" not in pod["spec"] for pod in found)
         return pods.diagnose(found, pipeline.spec.worker, await self._cluster.nodes() if unplaced else None)
+
+    async def _lacking(self, pipeline: api.Pipeline) -> Problem | None:
+        """That none is started because no node has the GPU: else it would look like having nothing to do."""
+        if not self._scaling.has_no_gpu(pipeline):
+            return None
+        nodes = await self._cluster.nodes()
+        return None if nodes is None else pods.lacks_gpu(pipeline.spec.worker, nodes)
 
     async def _note(self, body: Manifest, kind: str, reason: str, message: str) -> None:
         """Post an Event; that it can't be posted is no reason to stop."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vaultml_operator import api, manifests
+from vaultml_operator.autoscaler.picture import duration
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Outcome
 
@@ -18,11 +19,13 @@ class Observation:
 
     `blocking` keeps the operator from doing what the spec says; `pods` keeps pods from becoming ready. `queue` and
     `vault` are the checks' outcomes: None when the first one hasn't ended. `monitored` is None when it isn't asked for.
+    `wanted` is the number of workers, whoever set it; `scaling` is what the scaler publishes, None: nothing yet.
     """
 
     generation: int
     spec: api.Spec | None
     paused: bool = False
+    wanted: int = 0
     deployment: Mapping[str, Any] | None = None
     image: str | None = None
     selector: str | None = None
@@ -31,6 +34,7 @@ class Observation:
     queue: Outcome | None = None
     vault: Outcome | None = None
     monitored: Problem | None = None
+    scaling: Mapping[str, Any] | None = None
 
 
 class Note(NamedTuple):
@@ -75,12 +79,14 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
         "readyReplicas": deployment.get("readyReplicas", 0),
     }
     if seen.spec is not None:
-        status["workers"] = f"{status['readyReplicas']}/{manifests.replicas(seen.spec)}"
+        status["workers"] = f"{status['readyReplicas']}/{seen.wanted}"
         status["gpu"] = manifests.gpu(seen.spec)
     if seen.image is not None:
         status["image"] = seen.image
     if seen.selector is not None:
         status["selector"] = seen.selector
+    if seen.scaling is not None:
+        status["autoscaling"] = dict(seen.scaling)
     return status
 
 
@@ -101,6 +107,12 @@ def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
                 yield Note("Warning", reason, condition["message"])
             case "QueueReachable" | "VaultReachable" | "Monitored" if old is not None and old["status"] == "False":
                 yield Note("Normal", reason, condition["message"])
+            case "ScalingLimited" if reason in _LIMITS.values() or reason == "LagUnknown":
+                yield Note("Normal" if reason != "LagUnknown" else "Warning", reason, condition["message"])
+            case "EventsExpiring" if status == "True":
+                yield Note("Warning", reason, condition["message"])
+            case "EventsExpiring" if old is not None and old["status"] == "True":
+                yield Note("Normal", reason, condition["message"])
             case "Paused" if status == "True" or old is not None:
                 yield Note("Normal", reason, condition["message"])
 
@@ -117,6 +129,10 @@ def _states(seen: Observation, before: Mapping[str, Condition]) -> Iterator[tupl
     yield "Progressing", progress
     yield "QueueReachable", queue
     yield "VaultReachable", vault
+    if seen.spec is not None:
+        yield "ScalingLimited", _limited(seen.spec, seen.scaling)
+        if (seen.scaling or {}).get("retentionSeconds") is not None:
+            yield "EventsExpiring", _expiring(seen.scaling or {})
     if seen.monitored is not None:
         good = seen.monitored.reason == "MonitorCreated"
         yield "Monitored", _State("True" if good else "False", seen.monitored.reason, seen.monitored.message)
@@ -127,6 +143,44 @@ def _states(seen: Observation, before: Mapping[str, Condition]) -> Iterator[tupl
         _State("True", "PausedByAnnotation", f"nothing is changed until the annotation {api.PAUSED} is removed")
         if seen.paused
         else _State("False", "NotPaused", "the pipeline is reconciled"),
+    )
+
+
+_LIMITS = {
+    "gpus": "GpusTaken",
+    "max": "AtMaximum",
+    "partitions": "TooFewPartitions",
+    "paused": "ScalingPaused",
+    "scaleOutRate": "RateLimited",
+    "scaleInRate": "RateLimited",
+}
+
+
+def _limited(spec: api.Spec, scaling: Mapping[str, Any] | None) -> _State:
+    """Whether something keeps the number of workers from what is needed."""
+    if spec.suspend:
+        return _State("False", "NotLimited", "spec.suspend is true: no workers run")
+    if scaling is None:
+        return _State("Unknown", "Checking", "the queue's lag is not known yet")
+    if (trouble := scaling.get("trouble")) is not None:
+        return _State("Unknown", "LagUnknown", f"{trouble}; {scaling.get('message', '')}")
+    message = scaling.get("message", "")
+    if (mode := spec.autoscaling.mode) != "Auto":
+        return _State("False", "NotLimited", f"mode {mode}, spec.replicas counts; Auto would say: {message}")
+    if (limit := _LIMITS.get(scaling.get("clamp", ""))) is not None:
+        return _State("True", limit, message)
+    return _State("False", "NotLimited", message)
+
+
+def _expiring(scaling: Mapping[str, Any]) -> _State:
+    kept = duration(scaling["retentionSeconds"])
+    if not scaling.get("expiring"):
+        return _State("False", "WithinRetention", f"the topic keeps events for {kept}")
+    return _State(
+        "True",
+        "EventsExpire",
+        f"the oldest recording has waited for {scaling.get('oldest')}, and the topic keeps events for {kept}: add "
+        "workers, or raise its retention.ms, or recordings are lost",
     )
 
 
@@ -158,13 +212,14 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State) ->
         return _State("False", progress.reason, progress.message)
     if queue.reason == "Checking":
         return _State("Unknown", "Checking", "workers are ready; the queue's first check has not ended yet")
-    if spec.replicas == 0:
-        return _State("True", "ScaledToZero", "no workers run: replicas is 0")
+    if seen.wanted == 0:
+        said = "replicas is 0" if spec.autoscaling.mode != "Auto" else "nothing waits"
+        return _State("True", "ScaledToZero", f"no workers run: {said}")
     return _State("True", "Running", _count(seen))
 
 
 def _count(seen: Observation) -> str:
-    wanted = manifests.replicas(seen.spec) if seen.spec is not None else 0
+    wanted = seen.wanted
     ready = ((seen.deployment or {}).get("status") or {}).get("readyReplicas", 0)
     return f"{ready} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
 
@@ -172,7 +227,7 @@ def _count(seen: Observation) -> str:
 def _progress(seen: Observation) -> _State:
     if seen.spec is None or seen.deployment is None:
         return _State("False", "Starting", "there are no workers yet")
-    wanted = manifests.replicas(seen.spec)
+    wanted = seen.wanted
     deployment, status = seen.deployment, seen.deployment.get("status") or {}
     said = {each["type"]: each for each in status.get("conditions") or []}
     total, updated, ready = (status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas"))

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from vaultml_operator.app import Operator, Options
-from vaultml_operator.reconcile import Key
+from vaultml_operator.scaling import Key
 
 
 def test_health_fails_when_a_reconcile_does_not_end_long_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vaultml_operator import api, reasons
-from vaultml_operator.pods import diagnose
+from vaultml_operator.pods import diagnose, lacks_gpu
 
 WORKER = api.Worker.model_validate({"nodeSelector": {"pool": "gpu"}})
 GPU_NODE = {"metadata": {"name": "n", "labels": {"pool": "gpu"}}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}}
@@ -93,6 +93,14 @@ def test_a_gpu_that_no_node_has_is_told_from_gpus_that_are_taken(nodes: Any, rea
     found = diagnose([pod(condition=UNSCHEDULABLE)], WORKER, nodes)
     assert found is not None
     assert found.reason == reason
+
+
+def test_where_no_node_has_the_gpu_it_is_said_how_to_do_without() -> None:
+    found = lacks_gpu(WORKER, [CPU_NODE])
+    assert found is not None
+    assert found.message.endswith("1 node looked at; to run on the CPU set worker.gpu.count to 0")
+    assert lacks_gpu(WORKER, [CPU_NODE, GPU_NODE]) is None
+    assert lacks_gpu(api.Worker.model_validate({"gpu": {"count": 0}}), [CPU_NODE]) is None
 
 
 def test_without_a_gpu_no_node_is_blamed() -> None:

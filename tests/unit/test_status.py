@@ -30,7 +30,7 @@ def deployment(wanted: int = 2, reason: str = "NewReplicaSetAvailable", **status
     }
 
 
-SEEN = Observation(generation=1, spec=spec(), deployment=deployment(), queue=GOOD)
+SEEN = Observation(generation=1, spec=spec(), wanted=2, deployment=deployment(), queue=GOOD)
 
 
 def ready(seen: Observation, previous: dict[str, Any] | None = None) -> tuple[str, str]:
@@ -46,9 +46,9 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
     ("seen", "expected"),
     [
         (SEEN, ("True", "Running")),
-        (replace(SEEN, spec=spec(replicas=0), deployment=deployment(0)), ("True", "ScaledToZero")),
-        (replace(SEEN, spec=spec(suspend=True), deployment=deployment(0)), ("False", "Suspended")),
-        (replace(SEEN, spec=spec(suspend=True)), ("False", "Starting")),
+        (replace(SEEN, spec=spec(replicas=0), wanted=0, deployment=deployment(0)), ("True", "ScaledToZero")),
+        (replace(SEEN, spec=spec(suspend=True), wanted=0, deployment=deployment(0)), ("False", "Suspended")),
+        (replace(SEEN, spec=spec(suspend=True), wanted=0), ("False", "Starting")),
         (replace(SEEN, queue=BAD), ("False", "AuthenticationFailed")),
         (replace(SEEN, queue=None), ("Unknown", "Checking")),
         (replace(SEEN, blocking=Problem("SecretMissing", "…"), queue=BAD), ("False", "SecretMissing")),
@@ -122,6 +122,50 @@ def test_what_printer_columns_show() -> None:
     status = compute({}, replace(SEEN, deployment=deployment(readyReplicas=1), image="i", selector="a=b"), EARLY)
     assert (status["workers"], status["gpu"], status["image"]) == ("1/2", "nvidia.com/gpu:1", "i")
     assert (status["replicas"], status["readyReplicas"], status["selector"]) == (2, 1, "a=b")
+
+
+SCALING = {"desired": 2, "message": "lag 9: 2 needed", "lag": 9, "oldest": "46m", "retentionSeconds": 3600}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (None, ("Unknown", "Checking")),
+        (SCALING, ("False", "NotLimited")),
+        (SCALING | {"clamp": "gpus"}, ("True", "GpusTaken")),
+        (SCALING | {"clamp": "max"}, ("True", "AtMaximum")),
+        (SCALING | {"clamp": "partitions"}, ("True", "TooFewPartitions")),
+        (SCALING | {"clamp": "paused"}, ("True", "ScalingPaused")),
+        (SCALING | {"clamp": "scaleInRate"}, ("True", "RateLimited")),
+        (SCALING | {"trouble": "no answer"}, ("Unknown", "LagUnknown")),
+    ],
+)
+def test_what_limits_the_number_is_told(scaling: dict[str, Any] | None, expected: tuple[str, str]) -> None:
+    status = compute({}, replace(SEEN, scaling=scaling), EARLY)
+    assert condition(status, "ScalingLimited") == expected
+    assert expected[1] in reasons.NAMES
+    assert status.get("autoscaling") == scaling
+
+
+def test_events_that_expire_are_a_warning_once() -> None:
+    fine = compute({}, replace(SEEN, scaling=SCALING | {"expiring": False}), EARLY)
+    late = compute(fine, replace(SEEN, scaling=SCALING | {"expiring": True}), LATE)
+    assert condition(late, "EventsExpiring") == ("True", "EventsExpire")
+    assert [each for each in notes(fine, late) if each.kind == "Warning"] == [
+        (
+            "Warning",
+            "EventsExpire",
+            "the oldest recording has waited for 46m, and the topic keeps events for 60m: add workers, or raise its "
+            "retention.ms, or recordings are lost",
+        )
+    ]
+    assert [each[:2] for each in notes(late, fine)] == [("Normal", "WithinRetention")]
+
+
+def test_in_advisory_mode_the_message_says_what_counts() -> None:
+    advised = replace(SEEN, spec=spec(autoscaling={"mode": "Advisory"}), scaling=SCALING)
+    said = next(each for each in compute({}, advised, EARLY)["conditions"] if each["type"] == "ScalingLimited")
+    assert said["message"] == "mode Advisory, spec.replicas counts; Auto would say: lag 9: 2 needed"
 
 
 def test_pods_that_are_refused() -> None:

@@ -92,7 +92,8 @@ def test_it_becomes_ready(
             }
         )
     pipelines.apply(body)
-    pipelines.wait(body["metadata"]["name"], "Running", timeout=60)
+    idle = body["spec"].get("autoscaling", {}).get("minReplicas") == 0
+    pipelines.wait(body["metadata"]["name"], "ScaledToZero" if idle else "Running", timeout=60)
 
 
 def answered(scene: Scene) -> None:

@@ -213,7 +213,7 @@ def test_the_api_server_is_away_for_a_minute(kafka: Broker, tmp_path: Path) -> N
             cluster.stop_api_server()
             stopped = time.monotonic()
             assert first.wait(60) == 1
-        with Operator(cluster, tmp_path / "2") as second:
+        with Operator(cluster, tmp_path / "2", kubeconfig=first.kubeconfig) as second:
             wait_for(lambda: time.monotonic() - stopped > 60, 60, "a minute", process=second.process)
             cluster.start_api_server()
             second.wait_ready().wait_leads()

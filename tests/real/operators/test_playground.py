@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_what_is_printed_works_and_all_of_it_goes(playground: Process) -> None:
 
     def kubectl(arguments: str) -> str:
         return subprocess.run(
-            ["kubectl", *arguments.split()], env=env, check=True, capture_output=True, text=True, timeout=120
+            ["kubectl", *shlex.split(arguments)], env=env, check=True, capture_output=True, text=True, timeout=120
         ).stdout
 
     commands = [line.partition("#")[0].strip() for line in printed.splitlines() if line.startswith("  kubectl ")]
@@ -45,11 +46,10 @@ def test_what_is_printed_works_and_all_of_it_goes(playground: Process) -> None:
     kubectl(next(each for each in known if each.startswith("config set-context")))
     kubectl(next(each for each in known if each.startswith("apply")))
     kubectl("wait --for=condition=Ready vmlp/highway --timeout=90s")
-    assert "2/2" in kubectl("get pipelines")
-    kubectl(next(each for each in known if each.startswith("scale")))
-    kubectl(
-        "wait --for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=Unschedulable vmlp/highway --timeout=30s"
-    )
+    assert "ScaledToZero" in kubectl("get pipelines")
+    kubectl(next(each for each in known if each.startswith("patch")))
+    reason = "jsonpath={.status.conditions[?(@.type=='Ready')].reason}"
+    kubectl(f'wait "--for={reason}=Unschedulable" vmlp/highway --timeout=30s')
     assert "Insufficient nvidia.com/gpu" in kubectl("describe vmlp highway")
     assert "leading" in kubectl("logs -n vaultml-system -l app.kubernetes.io/name=vaultml-operator --tail=-1")
     assert "2/2" in kubectl("get deployment vaultml-operator -n vaultml-system")

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient
 from testbed.kafka import Broker
 from testbed.operator import Operator, Pipelines
 from testbed.process import LOOPBACK, free_port, wait_for
+from tests.real.operators.test_reconcile import group
 from vaultml_operator import reasons
 from vaultml_worker.dev.vault import Account, VaultServer, application
 
@@ -26,7 +27,8 @@ def queue(kafka: Broker) -> None:
 
 def body(kafka: Broker, *, vault: dict[str, Any] | None = None, **worker: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
-        "queue": {"name": QUEUE, "kafka": {"brokers": [kafka.plaintext], "group": "g"}},
+        "queue": {"name": QUEUE, "kafka": {"brokers": [kafka.plaintext], "group": group()}},
+        "autoscaling": {"mode": "Manual"},
         "worker": {"terminationGracePeriodSeconds": 5, **worker},
     }
     if vault is not None:

@@ -104,6 +104,24 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.detection.classes", ["car", "car"], "Duplicate value"),
     ("spec.detection.moveDistance", -1, "should be greater than or equal to 0"),
     ("spec.replicas", -1, "should be greater than or equal to 0"),
+    ("spec.autoscaling.mode", "Automatic", 'supported values: "Auto", "Advisory", "Manual"'),
+    (
+        "spec.autoscaling",
+        {"minReplicas": 5, "maxReplicas": 4},
+        "minReplicas must not exceed maxReplicas: lower the one",
+    ),
+    ("spec.autoscaling", {"minReplicas": 1, "idleReplicas": 2}, "idleReplicas must not exceed minReplicas"),
+    ("spec.autoscaling", {"gpuCapacity": "Unlimited"}, "gpuCapacity Unlimited needs maxReplicas"),
+    ("spec.autoscaling.gpuCapacity", "Some", 'supported values: "Observed", "Unlimited"'),
+    ("spec.autoscaling.maxReplicas", 0, "should be greater than or equal to 1"),
+    ("spec.autoscaling.pollingSeconds", 0, "should be greater than or equal to 1"),
+    ("spec.autoscaling.drainSeconds", 0, "should be greater than or equal to 1"),
+    ("spec.autoscaling.lagPerReplica", 0, "should be greater than or equal to 1"),
+    ("spec.autoscaling.tolerance", 2, "should be less than or equal to 1"),
+    ("spec.autoscaling.weight", 0, "should be greater than 0"),
+    ("spec.autoscaling.scaleIn", {"maxPercent": 200}, "should be less than or equal to 100"),
+    ("spec.autoscaling.fallback", {"behavior": "Zero"}, 'supported values: "Static", "Current"'),
+    ("spec.queue.kafka.ensurePartitions", 0, "should be greater than or equal to 1"),
     ("spec.suspend", "yes", "must be of type boolean"),
     ("spec.worker.gpu.resource", "gpu", "resource is an extended resource, e.g. nvidia.com/gpu"),
     ("spec.worker.gpu", {"resource": "nvidia.com/gpu.shared", "count": 2}, "gives no more compute: set count to 1"),
@@ -125,6 +143,7 @@ BAD: list[tuple[str, Any, str]] = [
         {"requests": {"memory": "2Gi"}, "limits": {"memory": 1000}},
         "the request of memory must not",
     ),
+    ("spec.worker.resources", {"requests": {"cpu": 0.5}}, "must be of type integer,string"),
     ("spec.worker.resources", {"limits": {"memory": "4 GB"}}, "an amount is written like 500m or 2 (cpu), 512Mi or"),
     ("spec.worker.resources", {"limits": {"nvidia.com/gpu": 1}}, "GPUs are asked for by worker.gpu, not here"),
     (
@@ -196,7 +215,7 @@ def test_a_bad_resource_is_refused_with_what_to_write(crds: Cluster, where: str,
             "spec.worker.env",
             [{"name": "TOKENIZERS_PARALLELISM", "value": "false"}, {"name": "MAX_TOKENS", "value": "9"}],
         ),
-        ("spec.worker.resources", {"requests": {"cpu": 0.5, "memory": 1000000000}, "limits": {"cpu": "1e3m"}}),
+        ("spec.worker.resources", {"requests": {"cpu": "0.5", "memory": 1000000000}, "limits": {"cpu": "1500m"}}),
         ("spec.worker.image", "registry.local:5000/a/b@sha256:" + "0" * 64),
         ("spec.model", {"path": "a/b.onnx", "persistentVolumeClaim": {"claimName": "m"}}),
         ("spec.model", {"name": "yolov3", "precision": "fp16"}),
@@ -228,7 +247,17 @@ def test_the_queue_system_never_changes(crds: Cluster) -> None:
 def test_kubectl_finds_it_by_every_name(crds: Cluster, namespace: str, name: str) -> None:
     crds.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(GOOD))
     table = crds.kubectl("get", name, "-n", namespace)
-    assert table.splitlines()[0].split() == ["NAME", "READY", "REPLICAS", "GPU", "REASON", "AGE"]
+    assert table.splitlines()[0].split() == [
+        "NAME",
+        "READY",
+        "REPLICAS",
+        "DESIRED",
+        "LAG",
+        "RATE",
+        "GPU",
+        "REASON",
+        "AGE",
+    ]
     assert "good" in table
 
 

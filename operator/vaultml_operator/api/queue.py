@@ -1,0 +1,149 @@
+"""Where events come from, results go to, and recordings are."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vaultml_operator.api.base import SET_LIST, KeyRef, Model, Rule, SecretRef, Topic
+
+
+class CertificateAuthority(Model):
+    """Where the brokers' certificate authority is found."""
+
+    rules = (
+        Rule(
+            "has(self.secretKeyRef) != has(self.configMapKeyRef)",
+            "give exactly one of secretKeyRef and configMapKeyRef",
+        ),
+    )
+    secret_key_ref: KeyRef | None = Field(
+        default=None, description="Key of a Secret, e.g. Strimzi's <cluster>-cluster-ca-cert."
+    )
+    config_map_key_ref: KeyRef | None = Field(default=None, description="Key of a ConfigMap.")
+
+
+class Kafka(Model):
+    """How to reach and enter the Kafka cluster."""
+
+    rules = (
+        Rule(
+            "!self.security.startsWith('SASL') || has(self.credentialsSecretRef)",
+            "security SASL_PLAINTEXT and SASL_SSL need credentialsSecretRef: name a Secret with the keys username and "
+            "password (or a Strimzi user's Secret)",
+        ),
+        Rule(
+            "self.security != 'PLAINTEXT' || !has(self.credentialsSecretRef)",
+            "security PLAINTEXT sends no credentials: set security to SASL_PLAINTEXT, SASL_SSL or SSL, or leave "
+            "credentialsSecretRef out",
+        ),
+        Rule(
+            "self.security.endsWith('SSL') || !has(self.ca)",
+            "ca is used with TLS only: set security to SASL_SSL or SSL, or leave ca out",
+        ),
+        Rule(
+            "!has(self.username) || self.security.startsWith('SASL')",
+            "username is used with SASL only: set security to SASL_PLAINTEXT or SASL_SSL, or leave username out",
+        ),
+        Rule(
+            "self.brokers.all(b, b.matches('^([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
+            'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
+        ),
+        Rule(
+            "self.brokers.all(b, !b.matches(':[0-9]{1,5}$') || (int(b.split(':')[b.split(':').size() - 1]) >= 1 && "
+            "int(b.split(':')[b.split(':').size() - 1]) <= 65535))",
+            "a broker's port lies between 1 and 65535",
+        ),
+    )
+    brokers: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=260)], ...], Field(min_length=1, max_length=16)
+    ] = Field(description="Brokers to start from, each host:port.", json_schema_extra=SET_LIST)
+    group: Annotated[str, Field(min_length=1, max_length=249)] = Field(
+        description="Consumer group that the workers share."
+    )
+    security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL"] = Field(
+        default="PLAINTEXT", description="How to talk to the brokers."
+    )
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="SASL mechanism; used with SASL only."
+    )
+    username: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None,
+        description="SASL user. Absent: the key username of the Secret, or, for a Strimzi user's Secret, its name.",
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with username and password, and, for TLS, ca.crt, tls.crt and tls.key, each where needed. "
+        "A Strimzi user's Secret works as it is (password, user.crt, user.key); its ca.crt signs users, not brokers, "
+        "and is not used: give ca.",
+    )
+    ca: CertificateAuthority | None = Field(
+        default=None,
+        description="Authority that signed the brokers' certificates. Absent: ca.crt of the credentials Secret, else "
+        "the authorities of the worker's image.",
+    )
+    offset_reset: Literal["earliest", "latest"] = Field(
+        default="earliest", description="Where a group without committed offsets begins."
+    )
+    ensure_partitions: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Raise the queue's topic to so many partitions if it has fewer: more workers than partitions would "
+        "sit idle. Never lowered. The Kafka user needs the right to alter the topic.",
+    )
+
+
+class Queue(Model):
+    """Where events come from and results go to."""
+
+    rules = (
+        Rule("self.system != 'KAFKA' || has(self.kafka)", "system KAFKA needs the block kafka: give brokers and group"),
+        Rule("self.target != self.name", "target must differ from name, or each result is taken for a new event"),
+        Rule(
+            "self.name.matches('^[a-zA-Z0-9._-]+$') && self.name != '.' && self.name != '..'",
+            "name must be a topic's name: letters, digits, dots, underscores and hyphens",
+        ),
+        Rule(
+            "self.target == '' || (self.target.matches('^[a-zA-Z0-9._-]+$') && self.target != '.' && "
+            "self.target != '..')",
+            "target must be a topic's name (letters, digits, dots, underscores and hyphens), or empty to publish "
+            "nothing",
+        ),
+        Rule(
+            "!self.name.startsWith('kcloud-')",
+            "a Hub queue (kcloud-…) is not supported by this version yet: name a queue of your own Vault",
+        ),
+    )
+    system: Literal["KAFKA"] = Field(
+        default="KAFKA",
+        description="Kind of queue.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self == oldSelf",
+                    "message": "system can't be changed: delete the pipeline and create it anew",
+                }
+            ]
+        },
+    )
+    name: Annotated[Topic, Field(min_length=1)] = Field(description="Topic that the events are read from.")
+    target: Topic = Field(default="", description="Topic that the results go to; empty publishes nothing.")
+    kafka: Kafka | None = Field(default=None, description="The Kafka cluster, for system KAFKA.")
+
+
+class Vault(Model):
+    """Kerberos Vault, where the recordings are."""
+
+    rules = (
+        Rule(
+            "self.apiUrl.matches('^https?://[^/@?#]+(/[^@?#]*)?$') && isURL(self.apiUrl)",
+            "apiUrl must look like http://vault-lb.kerberos-vault/api, without user, password, query or fragment",
+        ),
+    )
+    api_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
+        description="Vault's address, with /api for newer Vaults."
+    )
+    credentials_secret_ref: SecretRef = Field(description="Secret with the keys accessKey and secretKey.")
+    download: Literal["blob", "signed-url"] = Field(
+        default="blob", description="blob: through Vault. signed-url: straight from its storage provider."
+    )

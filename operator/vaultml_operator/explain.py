@@ -1,0 +1,145 @@
+"""Pure: the last decision on a pipeline's workers as a short readable account, and what another case would bring."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from vaultml_operator import api, subjects
+from vaultml_operator.autoscaler import picture
+from vaultml_operator.autoscaler.decide import decide
+from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation, Policy
+
+_KEYS = ("lag", "oldest", "partitions", "arrival", "service", "startup", "replicas", "ready", "gpus")
+_HORIZON_S = 24 * 3600.0
+_STEPS = 2000
+
+
+class BadCase(ValueError):  # noqa: N818 - named for what it is about
+    """A `--what-if` that can't be read; the message says what to write."""
+
+
+def parse(what_if: str) -> dict[str, float]:
+    """`lag=500,gpus=2` as numbers. Raises BadCase."""
+    found = {}
+    for part in filter(None, (each.strip() for each in what_if.split(","))):
+        name, _, value = part.partition("=")
+        if name.strip() not in _KEYS:
+            raise BadCase(f"{part!r}: write NAME=NUMBER, comma-separated; names are {', '.join(_KEYS)}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < 1e12:
+            raise BadCase(f"{part!r}: the value must be a number that is not negative")
+        found[name.strip()] = number
+    return found
+
+
+def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None, now: float = 0.0) -> str:
+    """Seen → what each rule did → result, for people. `body` is the resource as the API server gives it."""
+    pipeline = api.Pipeline.from_body(dict(body))
+    published = (body.get("status") or {}).get("autoscaling") or {}
+    head = f"{pipeline.namespace}/{pipeline.name}, mode {pipeline.spec.autoscaling.mode}"
+    if pipeline.spec.suspend:
+        return f"{head}\nspec.suspend is true: no workers run, and nothing is decided.\n"
+    if not published and not what_if:
+        return f"{head}\nNothing is decided yet: the operator has not looked at the queue.\n"
+    seen = picture.observation(published)
+    if what_if:
+        return "\n".join([head, *_supposed(subjects.policy(pipeline), seen, published, what_if, now)]) + "\n"
+    lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
+    lines += [f"  {each}" for each in published.get("account") or ()]
+    lines += ["", "result", f"  {_workers(published['desired'])}: {published.get('message', '')}"]
+    if pipeline.spec.autoscaling.mode != "Auto":
+        mode = pipeline.spec.autoscaling.mode
+        lines.append(f"  Not carried out: in the mode {mode} spec.replicas counts, which is {pipeline.spec.replicas}.")
+    return "\n".join(lines) + "\n"
+
+
+def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
+    backlog = seen.backlog
+    if backlog is None:
+        yield f"  the queue can't be read: {seen.trouble or 'unknown'}"
+    else:
+        oldest = (
+            "" if backlog.oldest_seconds is None else f", the oldest for {picture.duration(backlog.oldest_seconds)}"
+        )
+        yield f"  waiting     {backlog.lag}{oldest}"
+        if backlog.parallelism is not None:
+            stuck = f", {backlog.stuck_partitions} stuck" if backlog.stuck_partitions else ""
+            yield f"  partitions  {backlog.parallelism}, {backlog.lagging} with something waiting{stuck}"
+    yield f"  arriving    {_rate(seen.arrival)}"
+    yield f"  handled     {_rate(seen.service)} per busy worker"
+    if seen.startup_seconds is not None:
+        yield f"  start-up    {seen.startup_seconds:g} s"
+    yield f"  workers     {seen.replicas} asked for, {seen.ready} ready"
+    if seen.slots is not None:
+        yield f"  {seen.bound:<12}allow {_workers(seen.slots)}" + (f" ({seen.holders})" if seen.holders else "")
+    if (dead := published.get("dead")) is not None:
+        yield f"  done        {published.get('processed', 0)}, dead letters {dead}"
+
+
+def _supposed(
+    policy: Policy, seen: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
+) -> Iterator[str]:
+    case = suppose(seen, what_if)
+    said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
+    yield from ("", f"seen, supposing {said}", *_seen(case, published))
+    first, last, seconds = settle(policy, case, picture.history(published), now)
+    yield from ("", "decided at once", *(f"  {each}" for each in first.steps))
+    yield from ("", "result", f"  {_workers(first.replicas)}: {first.reason}")
+    if last.replicas != first.replicas:
+        yield f"  {_workers(last.replicas)} after {picture.duration(seconds)}, if it stays so: {last.reason}"
+
+
+def suppose(seen: Observation, what_if: Mapping[str, float]) -> Observation:
+    """What would be seen if these numbers were others."""
+    known = seen.backlog or Backlog(lag=0)
+    lag = int(what_if.get("lag", known.lag))
+    partitions = int(what_if["partitions"]) if "partitions" in what_if else known.parallelism
+    lagging = known.lagging
+    if lag != known.lag or partitions != known.parallelism:
+        lagging = None if partitions is None else min(lag, partitions)
+    backlog = replace(
+        known,
+        lag=lag,
+        parallelism=partitions,
+        lagging=lagging,
+        oldest_seconds=what_if.get("oldest", known.oldest_seconds if lag else None),
+    )
+    return replace(
+        seen,
+        backlog=backlog,
+        trouble="",
+        arrival=what_if.get("arrival", seen.arrival),
+        service=what_if.get("service", seen.service),
+        startup_seconds=what_if.get("startup", seen.startup_seconds),
+        replicas=int(what_if.get("replicas", seen.replicas)),
+        ready=int(what_if.get("ready", what_if.get("replicas", seen.ready))),
+        slots=int(what_if["gpus"]) if "gpus" in what_if else seen.slots,
+        holders="" if "gpus" in what_if else seen.holders,
+    )
+
+
+def settle(policy: Policy, case: Observation, history: History, now: float) -> tuple[Decision, Decision, float]:
+    """The decision at once; the one that it comes to when nothing else changes, and after how many seconds."""
+    first = decision = decide(policy, case, history, now)
+    changed, time = 0.0, now
+    for _ in range(_STEPS):
+        if time - now > _HORIZON_S:
+            break
+        case = replace(case, replicas=decision.replicas, ready=decision.replicas)
+        time += decision.next_poll_seconds
+        following = decide(policy, case, decision.history, time)
+        if following.replicas != decision.replicas:
+            changed = time - now
+        decision = following
+    return first, decision, changed
+
+
+def _rate(rate: float | None) -> str:
+    return "not known yet" if rate is None else f"{rate:.2g} recordings/s"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"

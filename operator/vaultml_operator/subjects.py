@@ -1,0 +1,79 @@
+"""Pure: what a pipeline's spec means to the autoscaler."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vaultml_operator import api
+from vaultml_operator.autoscaler.gpus import demand_of
+from vaultml_operator.autoscaler.lag import Ask
+from vaultml_operator.autoscaler.records import Direction, Fallback, Policy
+from vaultml_operator.autoscaler.scaler import Subject
+from vaultml_operator.probes import Connection
+
+
+def subject(pipeline: api.Pipeline, connection: Connection | None, template: Mapping[str, Any]) -> Subject:
+    """What is asked of the scaler; `template` is the spec of the worker pods, patches and all."""
+    spec = pipeline.spec
+    demand = None
+    if spec.autoscaling.gpu_capacity == "Observed":
+        demand = demand_of(
+            template,
+            key=(pipeline.namespace, pipeline.name),
+            wanted=0,
+            current=0,
+            resource=spec.worker.gpu.resource,
+            priority=spec.autoscaling.priority,
+            weight=spec.autoscaling.weight,
+            minimum=spec.autoscaling.min_replicas,
+        )
+    acts = spec.autoscaling.mode == "Auto"
+    return Subject(policy=policy(pipeline), connection=connection, ask=ask(spec), demand=demand, acts=acts)
+
+
+def ask(spec: api.Spec) -> Ask:
+    """What is to be known of the queue."""
+    kafka = spec.queue.kafka
+    return Ask(
+        queue=spec.queue.name,
+        group=kafka.group if kafka is not None else "",
+        dead_letters=f"{spec.queue.target or spec.queue.name}.dlq",
+        from_start=kafka is None or kafka.offset_reset == "earliest",
+        partitions=kafka.ensure_partitions if kafka is not None else None,
+    )
+
+
+def policy(pipeline: api.Pipeline) -> Policy:
+    """The autoscaling of the spec, with the annotations that hold it."""
+    given = pipeline.spec.autoscaling
+    fallback = given.fallback
+    return Policy(
+        min_replicas=given.min_replicas,
+        max_replicas=given.max_replicas,
+        idle_replicas=given.idle_replicas,
+        lag_per_replica=given.lag_per_replica,
+        drain_seconds=given.drain_seconds,
+        seconds_per_recording=given.seconds_per_recording,
+        activation_lag=given.activation_lag,
+        polling_seconds=given.polling_seconds,
+        cooldown_seconds=given.cooldown_seconds,
+        tolerance=given.tolerance,
+        scale_out=_direction(given.scale_out),
+        scale_in=_direction(given.scale_in),
+        fallback=Fallback(failures=fallback.failures, behavior=fallback.behavior, replicas=fallback.replicas)
+        if fallback is not None
+        else None,
+        even_partitions=given.even_partitions,
+        limit_to_lagging_partitions=given.limit_to_lagging_partitions,
+        allow_idle_consumers=given.allow_idle_consumers,
+        pause_scale_in=pipeline.pause_scale_in,
+        pause_scale_out=pipeline.pause_scale_out,
+    )
+
+
+def _direction(given: api.ScaleOut | api.ScaleIn) -> Direction:
+    return Direction(
+        stabilization_seconds=given.stabilization_seconds,
+        max_step=given.max_step,
+        max_percent=given.max_percent,
+        period_seconds=given.period_seconds,
+    )

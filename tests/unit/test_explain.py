@@ -1,0 +1,55 @@
+"""A decision as a readable account, and what another case would bring."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.test_picture import status
+from vaultml_operator.explain import BadCase, account, parse
+
+
+def resource(autoscaling: dict[str, Any] | None = None, published: dict[str, Any] | None = None) -> dict[str, Any]:
+    queue = {"name": "in", "kafka": {"brokers": ["b.c:9092"], "group": "g"}}
+    return {
+        "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1},
+        "spec": {"queue": queue, "autoscaling": autoscaling or {}},
+        "status": {"autoscaling": published} if published is not None else {},
+    }
+
+
+def test_the_last_decision_is_told_as_it_was() -> None:
+    said = account(resource(published=status()))
+    for part in (
+        "n/p, mode Auto",
+        "waiting     240, the oldest for 12s",
+        "partitions  8, 8 with something waiting",
+        "arriving    3.1 recordings/s",
+        "GPUs        allow 4 workers (4 of 6 GPUs)",
+        "4 workers: lag 240",
+    ):
+        assert part in said
+
+
+def test_in_another_mode_it_says_that_it_is_not_carried_out() -> None:
+    assert "Not carried out: in the mode Advisory" in account(resource({"mode": "Advisory"}, status()))
+
+
+def test_nothing_is_decided_yet_or_while_suspended() -> None:
+    assert "Nothing is decided yet" in account(resource())
+    suspended = resource(published=status())
+    suspended["spec"]["suspend"] = True
+    assert "spec.suspend is true" in account(suspended)
+
+
+def test_supposing_other_numbers() -> None:
+    said = account(resource({"minReplicas": 0}, status()), parse("lag=500, gpus=2"), 1000.0)
+    assert "supposing lag 500, gpus 2" in said
+    assert "2 workers: lag 500" in said
+    idle = account(resource({"minReplicas": 0}, status()), parse("lag=0,arrival=0"), 1000.0)
+    assert "0 workers after" in idle
+
+
+@pytest.mark.parametrize("wrong", ["lags=1", "lag", "lag=many", "lag=-1", "gpus=nan"])
+def test_what_can_not_be_read_says_what_to_write(wrong: str) -> None:
+    with pytest.raises(BadCase, match=r"NAME=NUMBER|must be a number"):
+        parse(wrong)
