@@ -23,16 +23,21 @@ def grant(cluster: Cluster, namespaces: Sequence[str] = ()) -> None:
 class Operator(Service):
     """One replica on this machine."""
 
-    def __init__(self, cluster: Cluster, log: Path, *arguments: str, server: str | None = None) -> None:
-        """Start it with its ServiceAccount's token; `server` is the API server's address, if not the cluster's."""
+    def __init__(
+        self, cluster: Cluster, log: Path, *arguments: str, server: str | None = None, kubeconfig: Path | None = None
+    ) -> None:
+        """Start it with its ServiceAccount's token; `server` is the API server's address, if not the cluster's.
+
+        `kubeconfig` is an earlier one's, for a container that is started again: it needs no new token.
+        """
         port = free_port()
-        kubeconfig = cluster.kubeconfig_for(install.NAMESPACE, install.NAME, server=server)
+        self.kubeconfig = kubeconfig or cluster.kubeconfig_for(install.NAMESPACE, install.NAME, server=server)
         command = [
             *(sys.executable, "-m", "vaultml_operator.cli", "run", "--host", LOOPBACK, "--port", str(port)),
             *("--worker-image", IMAGE, "--lease-namespace", install.NAMESPACE, "--log-format", "console"),
             *arguments,
         ]
-        super().__init__("operator", command, {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*"}, log, port)
+        super().__init__("operator", command, {"KUBECONFIG": str(self.kubeconfig), "NO_PROXY": "*"}, log, port)
 
     @property
     def leads(self) -> bool:

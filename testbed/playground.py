@@ -32,6 +32,7 @@ spec:
     kafka:
       brokers: ["{brokers}"]
       group: vault-ml
+      ensurePartitions: 4 # as many as there are GPUs: a worker without a partition sits idle
       security: SASL_PLAINTEXT
       credentialsSecretRef:
         name: kafka-credentials
@@ -41,7 +42,11 @@ spec:
       name: vault-credentials
   detection:
     moveDistance: 50
-  replicas: 2
+  autoscaling:
+    minReplicas: 0
+    drainSeconds: 60
+    pollingSeconds: 5
+    cooldownSeconds: 60
   worker:
     engine: onnxruntime # the GPUs here exist in name only
 """
@@ -70,11 +75,13 @@ Secrets kafka-credentials and vault-credentials in namespace {NAMESPACE}, made t
 In another terminal, after those three lines:
   kubectl apply -f {self.pipeline}
   kubectl get pipelines --watch
-Recordings, as cameras make them, and what is seen in them:
+What it would take, and why it runs what it runs:
+  vaultml-operator explain highway --what-if lag=500,gpus=2
+Recordings, as cameras make them, and what is seen in them (--rate 0: all at once):
   vaultml dev agent --vault {self.vault} --footage {footage.surveillance() or "FILE.mp4"} --seconds 5 --rate 0.5
   vaultml results --kafka {self.broker.plaintext} --topic ml-results --follow
 Then break it, and let it tell you what is wrong:
-  kubectl scale vmlp/highway --replicas=9          # more than there are GPUs
+  kubectl patch vmlp highway --type=merge --patch='{{"spec":{{"replicas":9,"autoscaling":{{"mode":"Manual"}}}}}}'
   kubectl delete secret vault-credentials          # or change kafka-credentials
   kubectl set env deployment/highway QUEUE_NAME=x  # put right again at once
   kubectl describe vmlp highway

@@ -7,6 +7,7 @@ from testbed.kubernetes import Image
 from vaultml_worker import fetch
 
 _BIN = Path(sys.executable).parent
+_CHECKOUT = Path(__file__).parents[1]
 
 
 def images() -> dict[str, Image]:
@@ -14,7 +15,8 @@ def images() -> dict[str, Image]:
     env = {"PATH": f"{_BIN}:/usr/bin:/bin", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     # The worker's image has the default model baked in: here, it is in the cache.
     worker = env | {"VAULTML_CACHE": str(fetch.cache()), "ORT_DISABLE_TELEMETRY": "1"}
+    files = tuple(dict.fromkeys(str(each) for each in (_CHECKOUT, Path(sys.prefix), fetch.cache()) if each.is_dir()))
     return {
-        "vaultml/worker": Image(entrypoint=(str(_BIN / "vaultml"),), command=("worker",), env=worker),
-        "vaultml/operator": Image(entrypoint=(str(_BIN / "vaultml-operator"),), command=("run",), env=env),
+        "vaultml/worker": Image(entrypoint=(str(_BIN / "vaultml"),), command=("worker",), env=worker, files=files),
+        "vaultml/operator": Image(entrypoint=(str(_BIN / "vaultml-operator"),), command=("run",), env=env, files=files),
     }

@@ -13,7 +13,8 @@ class Image:
     """What an image's configuration says: entrypoint, default command, environment, working directory.
 
     Containers see this machine's files and keep what they write to themselves, in a layer that goes with them;
-    `shared` names folders for which that isn't so (as for coverage data).
+    `shared` names folders for which that isn't so (as for coverage data). `files` names folders that are the image: no
+    volume hides them, as one at /tmp would where they lie below it.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -21,6 +22,7 @@ class Image:
     env: Mapping[str, str] = field(default_factory=lambda: {"PATH": _PATH})
     working_folder: str = "/"
     shared: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 # For pods of tests: a shell, and Python for whatever takes more.

@@ -157,6 +157,7 @@ class Container:
                 {"source": str(message), "target": target, "read_only": False},
             ],
             "shared": list(image.shared),
+            "files": list(image.files),
             "read_only_root": self._spec.get("securityContext", {}).get("readOnlyRootFilesystem", False),
         }
 

@@ -131,18 +131,26 @@ def _enter_root(spec: dict) -> None:  # type: ignore[type-arg]
     os.chroot(root)
     os.chdir("/")
     opened = [os.open(layer, os.O_PATH | os.O_CLOEXEC) for layer in layers]  # a volume may cover one, as in /tmp
+    hidden = [path for path in spec["files"] if any(_lies_in(path, mount["target"]) for mount in spec["mounts"])]
+    files = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in hidden]
     for path, source in shared:
         _bind(source, path, read_only=False)
     for mount, source in sorted(
         zip(spec["mounts"], sources, strict=True), key=lambda pair: pair[0]["target"].count("/")
     ):
         _bind(source, mount["target"], read_only=mount["read_only"])
+    for path, source in files:
+        _bind(source, path, read_only=spec["read_only_root"])
     os.makedirs(spec["cwd"], exist_ok=True)
     os.chdir(spec["cwd"])
     if spec["read_only_root"]:
         for layer in opened:
             path = f"/proc/self/fd/{layer}"
             _mount(None, path, None, _BIND | _REMOUNT | _RDONLY | _kept_flags(path))
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _machine_mounts() -> list[str]:
