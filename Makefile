@@ -23,7 +23,7 @@ $(READY): pyproject.toml requirements/dev.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-demo: setup ## cameras, Vault, broker and a worker on this machine; FOOTAGE=file.mp4 uses your own footage
+demo: setup ## cameras, Vault, broker and autoscaled workers on this machine; FOOTAGE=file.mp4 uses your own footage
 	$(BIN)/vaultml dev demo
 
 cluster: setup ## Kubernetes with 2 GPU nodes, Kafka, Vault and the operator on this machine, until Ctrl-C
@@ -54,6 +54,9 @@ bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 bench-operator: setup ## measure the operator with 10, 100 and 1,000 pipelines, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks operator --write
 
+bench-autoscaling: setup ## simulate the autoscaler, and measure it beside the real KEDA, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks simulator autoscaling --write
+
 # Without its extras a pinned package is no pin to older pips: they would look for a newer release, without a hash.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock"
@@ -67,5 +70,5 @@ clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo cluster test lint format docs bench bench-operator lock clean
+.PHONY: help setup demo cluster test lint format docs bench bench-operator bench-autoscaling lock clean
 .DEFAULT_GOAL := help

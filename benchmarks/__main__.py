@@ -1,4 +1,4 @@
-"""`python -m benchmarks [engine|sampling|operator] [--footage FILE] [--write]`, from the root of the repository."""
+"""`python -m benchmarks [NAME…] [--footage FILE] [--write]`, from the root of the repository; names are below."""
 
 import shlex
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import engine, operator, sampling
+from benchmarks import autoscaling, engine, operator, sampling, simulator
 from benchmarks.measure import machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -21,9 +21,17 @@ class Name(StrEnum):
     ENGINE = "engine"
     SAMPLING = "sampling"
     OPERATOR = "operator"
+    SIMULATOR = "simulator"
+    AUTOSCALING = "autoscaling"
 
 
-_RUNS = {Name.ENGINE: engine.run, Name.SAMPLING: sampling.run, Name.OPERATOR: operator.run}
+_RUNS = {
+    Name.ENGINE: engine.run,
+    Name.SAMPLING: sampling.run,
+    Name.OPERATOR: operator.run,
+    Name.SIMULATOR: simulator.run,
+    Name.AUTOSCALING: autoscaling.run,
+}
 
 
 def main(

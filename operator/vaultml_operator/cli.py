@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import os
 import sys
+import time
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
 
 import structlog
 import typer
@@ -90,6 +93,84 @@ async def _run(operator: Any, options: Any) -> int:
 
 
 @app.command()
+def local(
+    file: Annotated[
+        Path, typer.Option("--file", "-f", help="VaultMLPipelines, and the Secrets and ConfigMaps that they name.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1 for the JSON; 0: a free one.")] = 8090,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder of the logs. Default: vaultml/logs in the user's state folder.")
+    ] = None,
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option(envvar="LOG_LEVEL", help="Least level logged.")
+    ] = "INFO",
+) -> None:
+    """Run the pipelines of a file on this machine, without Kubernetes, until Ctrl-C; an edit of the file is applied."""
+    try:
+        from vaultml_operator.local import app as locally
+    except ModuleNotFoundError as error:
+        typer.echo(f"vaultml-operator: {error.name} is missing: pip install 'vaultml[local]'", err=True)
+        sys.exit(1)
+
+    cache = Path(os.environ.get("VAULTML_CACHE") or _folder("XDG_CACHE_HOME", ".cache"))
+    logs = logs or _folder("XDG_STATE_HOME", ".local/state") / "logs"
+    options = locally.Options(file=file, port=port, logs=logs.absolute(), cache=cache.absolute())
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / "operator.log").open("a") as log:
+            _set_up_logging("console", log_level, log)
+            sys.exit(locally.run(options))
+    except (locally.BadFile, locally.CannotListen) as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+    except OSError as error:
+        typer.echo(f"vaultml-operator: {error.filename}: {error.strerror}: give a folder with --logs", err=True)
+    sys.exit(1)
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / otherwise) / "vaultml"
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace. Default: the kubeconfig's.")
+    ] = None,
+    what_if: Annotated[
+        str, typer.Option(help="Suppose other numbers, e.g. lag=500,gpus=2: what would be decided.")
+    ] = "",
+) -> None:
+    """Say why a pipeline has as many workers as it has: what was seen, what each rule did, the result."""
+    from vaultml_operator import explain as explaining
+    from vaultml_operator.api import InvalidResource
+    from vaultml_operator.cluster import ApiError, ConfigException
+
+    try:
+        case = explaining.parse(what_if)
+        body = asyncio.run(_pipeline(namespace, name))
+        typer.echo(explaining.account(body, case, time.time()), nl=False)
+    except (explaining.BadCase, ApiError, ConfigException, InvalidResource, LookupError) as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+        sys.exit(1)
+
+
+async def _pipeline(namespace: str | None, name: str) -> dict[str, Any]:
+    from vaultml_operator import api
+    from vaultml_operator.cluster import Cluster, connect, default_namespace
+
+    client = await connect()
+    try:
+        where = namespace or default_namespace()
+        body = await Cluster(client).get(api.KIND, where, name)
+    finally:
+        await client.close()  # type: ignore[no-untyped-call]
+    if body is None:
+        raise LookupError(f"there is no pipeline {name} in the namespace {where}: see kubectl get pipelines -A")
+    return body
+
+
+@app.command()
 def crd() -> None:
     """Print the CustomResourceDefinition."""
     typer.echo(_yaml([definition.definition()]), nl=False)
@@ -128,7 +209,7 @@ def _yaml(documents: list[dict[str, Any]]) -> str:
     )
 
 
-def _set_up_logging(form: str, level: str) -> None:
+def _set_up_logging(form: str, level: str, out: TextIO | None = None) -> None:
     """Have structlog write our log and, through it, for what kopf and the client log."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -145,7 +226,7 @@ def _set_up_logging(form: str, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(out or sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

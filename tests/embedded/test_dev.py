@@ -158,10 +158,14 @@ def test_the_demo(tiny: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "What the worker saw" in done.stdout
-    assert done.stdout.count("checking..") == 2
+    assert "What the workers saw" in done.stdout
+    for reason in ("ScaledOut: from 0 to ", "ScaledIn: from ", "ScaledToZero: "):
+        assert reason in done.stdout, done.stdout
+    assert "demo-secret" not in done.stdout
     made = sorted(path.suffix for path in (tmp_path / "out").iterdir() if path.is_file())
-    assert made == [".jpg", ".mp4", ".mp4"]
+    assert made == [".jpg", ".mp4", ".mp4", ".yaml"]
+    logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("demo-*.log"))
+    assert logs.count("checking..") == 24
 
 
 def test_the_demo_says_when_it_failed(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_wrong_field_is_named_with_what_to_write(tmp_path: Path, spec: dict[st
         ({"metadata": {"name": "d"}}, "document 1, d: kind is missing"),
         ({**pipeline(), "apiVersion": "v1"}, "apiVersion must be ml.kerberos.io/v1alpha1"),
         ({**pipeline(), "metadata": {}}, "metadata.name is missing"),
+        ({**pipeline(), "metadata": {"name": "p", "annotations": {"ml.kerberos.io/paused": True}}}, "put it in quotes"),
         ({**pipeline(), "more": 1}, "more: no such field of a VaultMLPipeline"),
         ({**pipeline(), "spec": None}, "spec is missing"),
         (pipeline("A.b"), "a pipeline's name has at most 52 characters"),

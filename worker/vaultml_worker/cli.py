@@ -290,7 +290,7 @@ def dev_agent(
 
 @dev_cli.command("demo")
 def dev_demo(out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo-output")) -> None:
-    """Cameras, Vault, broker and worker on this machine; FOOTAGE=file.mp4 uses your own footage."""
+    """Cameras, Vault, broker and autoscaled workers on this machine; FOOTAGE=file.mp4 uses your own footage."""
     from vaultml_worker.dev import demo
 
     if not demo.run(out, os.environ.get("FOOTAGE")):

@@ -1,6 +1,10 @@
 """The autoscaler on a real API server, scheduler and broker: what waits, the GPUs there are, and what people see."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -251,10 +255,6 @@ def test_two_pipelines_on_one_group_are_refused_with_a_sentence(queue: Queue, fa
 def test_explain_says_what_was_decided_and_what_would_be(
     queue: Queue, farm: Farm, pipelines: Pipelines, crds: Cluster
 ) -> None:
-    import os
-    import subprocess
-    import sys
-
     farm.add(3)
     pipelines.apply(body(queue, farm))
     queue.pour(60)
@@ -280,8 +280,6 @@ def test_explain_says_what_was_decided_and_what_would_be(
 def test_events_about_to_be_deleted_by_the_broker_are_a_warning(
     kafka: Broker, farm: Farm, pipelines: Pipelines
 ) -> None:
-    import time
-
     queue = Queue(kafka, partitions=1, retention_ms="600000")
     farm.add(1)
     queue.pour(3, timestamp=int((time.time() - 500) * 1000))

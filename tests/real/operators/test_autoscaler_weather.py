@@ -1,10 +1,13 @@
 """Bad weather on the real parts: each fault has one defined outcome, in words, and none scales to zero."""
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster
@@ -12,10 +15,12 @@ from testbed.operator import Operator, Pipelines
 from testbed.process import wait_for
 from tests.parts import need
 from tests.real.operators.lagging import Farm, Queue, body, polls, scaling, wait_scaling, wait_workers, workers
+from vaultml_operator.autoscaler import measured
 from vaultml_operator.autoscaler.lag import Ask, Reading, ReadingFailed, open_reader
+from vaultml_operator.autoscaler.lag import kafka as kafka_lag
+from vaultml_operator.autoscaler.records import Direction, Policy
+from vaultml_operator.autoscaler.scaler import Outlook, Scaler, Subject
 from vaultml_operator.probes import Connection
-
-HOLDS = "the queue can't be read"
 
 
 @pytest.fixture
@@ -126,48 +131,82 @@ def test_a_deleted_group_and_commits_beyond_the_end_follow_the_reset_policy(
     wait_scaling(pipelines, lag=0)
 
 
-def test_a_poison_partition_gets_one_worker_and_wakes_no_more(
-    kafka: Broker, farm: Farm, pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seen by the scaler itself, with its patience shortened: two minutes otherwise."""
-    import asyncio
-
-    from vaultml_operator.autoscaler import measured as module
-    from vaultml_operator.autoscaler.records import Policy
-    from vaultml_operator.autoscaler.scaler import Scaler, Subject
-
-    monkeypatch.setattr(module, "STUCK_S", 3.0)
-    queue = Queue(kafka, partitions=4)
-    queue.pour(80, partitions=[0])
-    key = ("n", "p")
-
-    async def watch() -> None:
-        scaler: Scaler[tuple[str, str]] = Scaler(lambda _key: None)
-        policy = Policy(polling_seconds=1, lag_per_replica=10, drain_seconds=None)
-        asked = Subject(
-            policy=policy, connection=Connection((kafka.plaintext,)), ask=Ask(queue.name, queue.group), demand=None
-        )
-        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-            running = group.create_task(scaler.run())
+async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[[int], None], **policy: Any) -> Outlook:
+    """Scale a queue on the real broker with four workers, until an outlook is as wanted; `turn` hears of each poll."""
+    key, polls = ("n", "p"), 0
+    scaler: Scaler[tuple[str, str]] = Scaler(lambda _key: None, wall=lambda: clock.time())
+    asked = Subject(
+        policy=Policy(polling_seconds=1, lag_per_replica=10, drain_seconds=None, **policy),
+        connection=Connection((queue.broker.plaintext,)),
+        ask=Ask(queue.name, queue.group),
+        demand=None,
+    )
+    running = asyncio.create_task(scaler.run())
+    try:
+        async with asyncio.timeout(60):
             before = None
             while True:
-                scaler.watch(key, asked, replicas=4, ready=4, status={})
+                replicas = 4 if before is None else before.replicas
+                scaler.watch(key, asked, replicas=replicas, ready=replicas, status={})
                 outlook = scaler.outlook(key)
                 if outlook is not None and outlook.decision is not before:
-                    before = outlook.decision
-                    if outlook.status.get("stuckPartitions") == 1:
-                        assert outlook.decision.needed == 1
-                        assert outlook.status["stuck"] == 80
-                        break
-                await asyncio.sleep(0.2)
-            running.cancel()
+                    before, polls = outlook.decision, polls + 1
+                    if until(outlook):
+                        return outlook
+                    turn(polls)
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
-    asyncio.run(watch())
+
+def test_a_poison_partition_gets_one_worker_and_wakes_no_more(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With patience shortened: two minutes otherwise."""
+    monkeypatch.setattr(measured, "STUCK_S", 3.0)
+    queue = Queue(kafka, partitions=4)
+    queue.pour(80, partitions=[0])
+    outlook = asyncio.run(scaled(queue, lambda outlook: outlook.status.get("stuckPartitions") == 1, lambda _poll: None))
+    assert outlook.decision.needed == 1
+    assert outlook.status["stuck"] == 80
+
+
+def test_a_clock_that_jumps_moves_no_worker(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(kafka, partitions=8)
+    queue.pour(40)
+    numbers: list[int] = []
+
+    def turn(poll: int) -> None:
+        # A day ahead, two days back, and where it was.
+        clock.shift = {3: 86_400.0, 6: -86_400.0, 9: 0.0}.get(poll, clock.shift)
+        if poll == 12:
+            queue.commit()
+
+    def seen(outlook: Outlook) -> bool:
+        numbers.append(outlook.decision.replicas)
+        return outlook.decision.replicas == 1
+
+    monkeypatch.setattr(kafka_lag, "time", clock)
+    direction = Direction(stabilization_seconds=0)
+    asyncio.run(scaled(queue, seen, turn, scale_in=direction))
+    assert set(numbers[:12]) == {4}
+
+
+class _Clock:
+    """This machine's clock, shifted as the test likes."""
+
+    shift = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.shift
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+clock = _Clock()
 
 
 def test_markers_of_transactions_are_no_lag(kafka: Broker) -> None:
-    from confluent_kafka import Producer
-
     queue = Queue(kafka, partitions=1)
     producer = Producer({"bootstrap.servers": kafka.plaintext, "transactional.id": queue.name, "log_level": 0})
     producer.init_transactions(30)

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from testbed.kafka import Broker
 from testbed.operator import Operator, Pipelines
 from testbed.process import wait_for
+from tests.real.operators.lagging import scaling
 from vaultml_worker.dev.vault import VaultServer
 
 
@@ -121,7 +122,7 @@ def test_nothing_is_written_when_nothing_changed(kafka: Broker, operator: Operat
         }
 
     # The second look at the queue is the first that knows a rate.
-    wait_for(lambda: "rate" in (pipelines.get("vmlp", "p") or {})["status"]["autoscaling"], 60, "the rate")
+    wait_for(lambda: "rate" in scaling(pipelines), 60, "the rate")
     versions = [deployment(pipelines)["metadata"]["resourceVersion"]]
     for number in range(3):
         before, runs = writes(), reconciles()

@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,11 +60,27 @@ def upload(
 
     Raises InvalidInput when the Vault can't be reached or refuses.
     """
+    recordings = cut(footage, seconds)
+    return send(vault, provider, recordings, seconds=seconds, cameras=cameras, rate=rate, user=user, stop=stop)
+
+
+def send(
+    vault: VaultAccess,
+    provider: str,
+    recordings: Iterable[tuple[bytes, int, float]],
+    *,
+    seconds: float,
+    cameras: int,
+    rate: float,
+    user: str = "demo",
+    stop: threading.Event | None = None,
+) -> Iterator[str]:
+    """Upload recordings that were cut before, as `upload` does."""
     stop = stop or threading.Event()
     began = int(time.time())
     with requests.Session() as session:
         session.trust_env = False
-        for index, (body, duration, fps) in enumerate(cut(footage, seconds)):
+        for index, (body, duration, fps) in enumerate(recordings):
             if stop.wait(1 / rate if rate and index else 0):
                 return
             camera = f"camera{index % cameras + 1}"

@@ -1,0 +1,1 @@
+"""The same resource, reconcile, decision and worker on one machine, without Kubernetes."""

@@ -1,0 +1,113 @@
+"""Pure: what an API server would refuse of a pipeline: unknown fields, and the CRD's own rules in CEL."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import cel
+
+from vaultml_operator import crd
+from vaultml_operator.autoscaler.gpus import quantity
+
+Schema = Mapping[str, Any]
+
+
+@cache
+def schema() -> Schema:
+    """The structural schema of the resource, as it stands in crds/."""
+    found: Schema = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def unknown(spec: Mapping[str, Any]) -> list[str]:
+    """A sentence for each field that the resource doesn't have: nothing would say that it is ignored."""
+    return list(_unknown(schema()["properties"]["spec"], spec, "spec"))
+
+
+def _unknown(node: Schema, value: Any, where: str) -> Iterator[str]:
+    properties = node.get("properties")
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            if properties is not None and name in properties:
+                yield from _unknown(properties[name], each, f"{where}.{name}")
+            elif properties is not None and not node.get("x-kubernetes-preserve-unknown-fields"):
+                near = difflib.get_close_matches(str(name), properties, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(properties))}"
+                yield f"{where}.{name}: no such field; {hint}"
+    elif isinstance(value, list) and isinstance(node.get("items"), Mapping):
+        for number, each in enumerate(value):
+            yield from _unknown(node["items"], each, f"{where}[{number}]")
+
+
+def broken(body: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+    """The message of each rule that `body`, with its defaults, breaks; `before` is what it replaces, if anything."""
+    return list(_broken(schema(), body, before, ""))
+
+
+def _broken(node: Schema, value: Any, before: Any, where: str) -> Iterator[str]:
+    for rule in node.get("x-kubernetes-validations", ()):
+        # A rule on what may change means nothing at first.
+        if ("oldSelf" not in rule["rule"] or before is not None) and not _holds(rule["rule"], value, before):
+            yield f"{where}: {rule['message']}" if where else rule["message"]
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            inner = (node.get("properties") or {}).get(name) or node.get("additionalProperties")
+            if isinstance(inner, Mapping):
+                old = before.get(name) if isinstance(before, Mapping) else None
+                yield from _broken(inner, each, old, f"{where}.{name}".removeprefix("."))
+    elif isinstance(value, list) and isinstance(node.get("items"), Mapping):
+        for number, each in enumerate(value):
+            yield from _broken(node["items"], each, None, f"{where}[{number}]")
+
+
+def _holds(rule: str, value: Any, before: Any) -> bool:
+    context = cel.Context({"self": value, "oldSelf": before}, functions=_FUNCTIONS)
+    try:
+        return bool(_program(rule).execute(context))
+    except (RuntimeError, TypeError, ValueError):
+        return False  # a rule that can't be evaluated is broken, as for an API server
+
+
+@cache
+def _program(rule: str) -> Any:
+    return cel.compile(rule)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme and parts.netloc) and parts.port != 0 and re.search(r"\s", text) is None
+    except ValueError:
+        return False
+
+
+def _is_quantity(text: str) -> bool:
+    try:
+        quantity(text)
+    except ValueError:
+        return False
+    return True
+
+
+def nano(text: str) -> int:
+    """A quantity as a number that compares: in units of 10⁻⁹, 0 for what is none (another rule says so)."""
+    found = re.fullmatch(r"([^a-zA-Z]*)([a-zA-Z].*)?", text.strip())
+    amount, unit = found.groups() if found is not None else (text, "")
+    try:
+        whole, _, part = amount.partition(".")
+        return quantity(f"{whole}{(part + 9 * '0')[:9]}{unit or ''}")
+    except ValueError:
+        return 0
+
+
+# What Kubernetes adds to CEL, as far as our rules use it.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "isURL": _is_url,
+    "isQuantity": _is_quantity,
+    "quantity": nano,
+    "compareTo": lambda one, other: (one > other) - (one < other),
+    "split": lambda text, separator: text.split(separator),
+}
