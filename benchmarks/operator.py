@@ -85,7 +85,6 @@ class _Bench:
         ):
             self._cluster = cluster
             cluster.apply(crd.definition())
-            cluster.kubectl("wait", "--for=condition=Established", "crd/vaultmlpipelines.ml.kerberos.io")
             grant(cluster)
             cluster.node("hollow", hollow=True, **gpus.whole(10 * self._size))
             for name in _SPACES:

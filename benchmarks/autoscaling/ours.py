@@ -27,7 +27,6 @@ class Ours:
         """Scale the workers, from none, until the block ends."""
         cluster, trace = scene.cluster, scene.trace
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{crd.definition()['metadata']['name']}")
         grant(cluster)
         with Operator(cluster, cluster.logs / "operator.log") as operator:
             operator.wait_ready().wait_leads()

@@ -150,9 +150,14 @@ class Cluster:
         return kubectl.stdout
 
     def apply(self, *objects: Object) -> None:
-        """`kubectl apply` some objects."""
+        """`kubectl apply` some objects; returns once the kinds that CRDs among them define are served."""
         listed = {"apiVersion": "v1", "kind": "List", "items": objects}
         self.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
+        for each in objects:
+            if each["kind"] == "CustomResourceDefinition":
+                name = each["metadata"]["name"]
+                # `kubectl wait` fails on one that has no conditions yet.
+                wait_for(lambda name=name: self._established(name), _START_S, f"{name} to be served")  # type: ignore[misc]
 
     def request(
         self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
@@ -206,6 +211,11 @@ class Cluster:
     def keep_logs(self) -> Path:
         """Copy all logs to `.test-output/`, as is done on failure; returns the folder where they lie."""
         return self._control_plane.keep_logs()
+
+    def _established(self, name: str) -> bool:
+        found = self.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+        conditions = (found.get("status") or {}).get("conditions") or []
+        return any((each["type"], each["status"]) == ("Established", "True") for each in conditions)
 
     def _has(self, path: str) -> bool:
         try:

@@ -1,15 +1,20 @@
 """A file of pipelines: what is taken, with which defaults, and what is said of what can't be."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.real.operators.test_resource import BAD, spoilt
+from vaultml_operator import crd
 from vaultml_operator.local import documents
 from vaultml_operator.local.documents import SLOT, BadFile
 
+RULES = json.dumps(crd.definition(), ensure_ascii=False)
+"""All sentences of the CRD's rules: those are said word for word; in what its types refuse the words may differ."""
 QUEUE: dict[str, Any] = {"name": "in", "target": "out", "kafka": {"brokers": ["b:9092"], "group": "g"}}
 
 
@@ -92,6 +97,12 @@ def test_a_wrong_field_is_named_with_what_to_write(tmp_path: Path, spec: dict[st
     said = refusal(tmp_path, pipeline(**spec))
     assert says in said
     assert "VaultMLPipeline p: spec." in said
+
+
+@pytest.mark.parametrize(("where", "value", "sentence"), BAD, ids=[f"{n}-{each[0]}" for n, each in enumerate(BAD)])
+def test_what_a_real_api_server_refuses_is_refused_here(tmp_path: Path, where: str, value: Any, sentence: str) -> None:
+    said = refusal(tmp_path, spoilt(where, value))
+    assert sentence in said or sentence not in RULES, said
 
 
 @pytest.mark.parametrize(

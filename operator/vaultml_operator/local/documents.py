@@ -169,7 +169,7 @@ def _pipeline(body: Manifest, before: Manifest | None) -> Manifest:
     given = body["spec"]
     if not isinstance(given, Mapping):
         raise _Wrong("spec is missing: say at least spec.queue")
-    if wrong := rules.unknown(given):
+    if wrong := rules.misshapen(given):
         raise _Wrong(*wrong)
     try:
         stored = {"uid": "", "generation": 1}

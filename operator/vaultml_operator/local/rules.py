@@ -1,4 +1,4 @@
-"""Pure: what an API server would refuse of a pipeline: unknown fields, and the CRD's own rules in CEL."""
+"""Pure: what an API server would refuse of a pipeline: its shape, and the CRD's own rules in CEL."""
 
 import difflib
 import re
@@ -22,24 +22,54 @@ def schema() -> Schema:
     return found
 
 
-def unknown(spec: Mapping[str, Any]) -> list[str]:
-    """A sentence for each field that the resource doesn't have: nothing would say that it is ignored."""
-    return list(_unknown(schema()["properties"]["spec"], spec, "spec"))
+def misshapen(spec: Mapping[str, Any]) -> list[str]:
+    """A sentence for each field that the resource doesn't have, each value of another type, each item given twice.
+
+    The models are more lenient than an API server, which would say all of this.
+    """
+    return list(_misshapen(schema()["properties"]["spec"], spec, "spec"))
 
 
-def _unknown(node: Schema, value: Any, where: str) -> Iterator[str]:
+def _misshapen(node: Schema, value: Any, where: str) -> Iterator[str]:
     properties = node.get("properties")
     if isinstance(value, Mapping):
         for name, each in value.items():
-            if properties is not None and name in properties:
-                yield from _unknown(properties[name], each, f"{where}.{name}")
+            inner = (properties or {}).get(name) or node.get("additionalProperties")
+            if isinstance(inner, Mapping):
+                yield from _misshapen(inner, each, f"{where}.{name}")
             elif properties is not None and not node.get("x-kubernetes-preserve-unknown-fields"):
                 near = difflib.get_close_matches(str(name), properties, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(properties))}"
                 yield f"{where}.{name}: no such field; {hint}"
     elif isinstance(value, list) and isinstance(node.get("items"), Mapping):
         for number, each in enumerate(value):
-            yield from _unknown(node["items"], each, f"{where}[{number}]")
+            yield from _misshapen(node["items"], each, f"{where}[{number}]")
+        if _repeats(node, value):
+            yield f"{where}: holds the same twice: leave one out"
+    elif value is not None and not _fits(node, value):
+        yield f"{where}: {_WRONG[node.get('type', 'string')]}"
+
+
+def _fits(node: Schema, value: Any) -> bool:
+    if node.get("x-kubernetes-int-or-string"):
+        return not isinstance(value, float)
+    match node.get("type"):
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer" | "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+    return True
+
+
+def _repeats(node: Schema, value: list[Any]) -> bool:
+    keys = node.get("x-kubernetes-list-map-keys")
+    if keys:
+        value = [[each.get(key) for key in keys] for each in value if isinstance(each, Mapping)]
+    elif node.get("x-kubernetes-list-type") != "set":
+        return False
+    return any(each in value[:number] for number, each in enumerate(value))
 
 
 def broken(body: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
@@ -102,6 +132,13 @@ def nano(text: str) -> int:
     except ValueError:
         return 0
 
+
+_WRONG = {
+    "boolean": "must be true or false, without quotes",
+    "integer": "must be a whole number, without quotes",
+    "number": "must be a number, without quotes",
+    "string": "must be text: put it in quotes",
+}
 
 # What Kubernetes adds to CEL, as far as our rules use it.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

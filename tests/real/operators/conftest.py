@@ -23,7 +23,6 @@ def crds(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     failed_before = request.session.testsfailed
     with Cluster(images=images()) as cluster:
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", "crd/vaultmlpipelines.ml.kerberos.io")
         yield cluster
         if request.session.testsfailed > failed_before:
             cluster.keep_logs()

@@ -35,7 +35,6 @@ def gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need(kubernetes.available())
     with Cluster(images=images(), node_grace=4) as cluster:
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", "crd/vaultmlpipelines.ml.kerberos.io")
         grant(cluster)
         with Operator(cluster, tmp_path_factory.mktemp("operator") / "operator.log") as operator:
             operator.wait_ready()

@@ -23,8 +23,6 @@ from tests.parts import need
 from tests.real.operators.test_reconcile import body, topic
 from vaultml_operator import crd, install
 
-CRD = "crd/vaultmlpipelines.ml.kerberos.io"
-
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Cluster]:
@@ -32,7 +30,6 @@ def alone() -> Iterator[Cluster]:
     need(kubernetes.available())
     with Cluster(images=images()) as cluster:
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", CRD)
         grant(cluster)
         cluster.node("hollow", hollow=True, **gpus.whole(64))
         yield cluster
@@ -197,7 +194,6 @@ def test_the_api_server_is_away_for_a_minute(kafka: Broker, tmp_path: Path) -> N
     topic(kafka)
     with Cluster(images=images()) as cluster:
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", CRD)
         grant(cluster)
         cluster.node("hollow", hollow=True, **gpus.whole(8))
         here = Pipelines(cluster, "default")
@@ -232,7 +228,6 @@ def test_what_an_older_crd_let_in_is_read_or_said(kafka: Broker, tmp_path: Path)
     version["schema"]["openAPIV3Schema"] = {"type": "object", "properties": {"spec": free, "status": free}}
     with Cluster(images=images()) as cluster:
         cluster.apply(older)
-        cluster.kubectl("wait", "--for=condition=Established", CRD)
         grant(cluster)  # brings the current CRD along …
         cluster.apply(older)  # … which comes later here
         cluster.node("hollow", hollow=True, **gpus.whole(8))

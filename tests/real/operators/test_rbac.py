@@ -68,7 +68,6 @@ def shared_out() -> Iterator[Cluster]:
     need(kubernetes.available())
     with Cluster(images=images()) as cluster:
         cluster.apply(crd.definition())
-        cluster.kubectl("wait", "--for=condition=Established", "crd/vaultmlpipelines.ml.kerberos.io")
         cluster.node("hollow", hollow=True, **gpus.whole(16))
         for name in ("mine", "a", "b", "theirs"):
             cluster.kubectl("create", "namespace", name)
