@@ -215,7 +215,8 @@ def test_the_api_server_is_away_for_a_minute(kafka: Broker, tmp_path: Path) -> N
             second.wait_ready().wait_leads()
             here.kubectl("delete", "deployment", "p")
             here.kubectl("scale", "vmlp/p", "--replicas=3")
-            wait_for(lambda: here.condition("p").get("message") == "3 of 3 workers ready", 60, "three workers")
+            # Nodes have been silent for as long: their pods are evicted, and started anew.
+            wait_for(lambda: here.condition("p").get("message") == "3 of 3 workers ready", 200, "three workers")
 
 
 def test_what_an_older_crd_let_in_is_read_or_said(kafka: Broker, tmp_path: Path) -> None:
