@@ -1,6 +1,7 @@
 """The command `vaultml-operator`."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -72,6 +73,8 @@ def run(
     # kopf and the API client are loaded by this command only.
     from vaultml_operator.app import Operator, Options
 
+    # librdkafka is C: should it take the process down, the log says where.
+    faulthandler.enable()
     _set_up_logging(log_format, log_level)
     options = Options(
         namespaces=tuple(dict.fromkeys(namespace or ())),

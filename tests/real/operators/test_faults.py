@@ -188,6 +188,7 @@ def test_a_short_outage_ends_nothing(alone: Cluster, here: Pipelines, kafka: Bro
         assert operator.process.returncode is None
 
 
+@pytest.mark.timeout(420)
 def test_the_api_server_is_away_for_a_minute(kafka: Broker, tmp_path: Path) -> None:
     """Longer than leadership lasts: the leader ends, and the one that the kubelet then starts waits, and finds all."""
     need(kubernetes.available())
