@@ -96,8 +96,8 @@ class KafkaReader:
         )
         remarks = {each: self._raise_partitions(each, topics) for each in asked}
         there = [each for each in asked if topics.get(each.queue)]
-        commits = self._commits(there, topics)
         members = self._members({each.group for each in there})
+        commits = self._commits(there, topics, members)
         places = {(topic, number) for topic, count in topics.items() for number in range(count or 0)}
         starts = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         ends = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
@@ -123,7 +123,7 @@ class KafkaReader:
                 letters = [(each.dead_letters, number) for number in range(topics.get(each.dead_letters) or 0)]
                 dead = sum(ends[place] - starts[place] for place in letters if place in ends and place in starts)
                 known = members.get(each.group)
-                mine = None if known is None else _members_of(each.queue, known)
+                mine = _members_of(each.queue, known) if isinstance(known, list) else None
                 retention = self._retention_of(each.queue, now)
                 found[each] = Reading(now, parts, mine, retention, dead, remarks[each])
         self._date(found, now)
@@ -193,14 +193,19 @@ class KafkaReader:
     # --- offsets and members ------------------------------------------------------------------------------------
 
     def _commits(
-        self, asked: Iterable[Ask], topics: Mapping[str, int]
+        self, asked: Iterable[Ask], topics: Mapping[str, int], members: Mapping[str, list[Any] | KafkaException]
     ) -> dict[Ask, dict[int, int | None] | ReadingFailed]:
         under_way = {}
+        found: dict[Ask, dict[int, int | None] | ReadingFailed] = {}
         for each in asked:
+            # librdkafka (2.16) takes the whole process down when a broker that isn't the group's coordinator (any more)
+            # is asked for commits by an admin client: they are asked for only where the coordinator has just answered.
+            if isinstance(trouble := members.get(each.group), KafkaException):
+                found[each] = ReadingFailed(f"the group {each.group} can't be described: {_said(trouble)}")
+                continue
             places = [TopicPartition(each.queue, number) for number in range(topics[each.queue])]
             request = [ConsumerGroupTopicPartitions(each.group, places)]
             under_way[each] = self._call(self._admin.list_consumer_group_offsets, request)[each.group]
-        found: dict[Ask, dict[int, int | None] | ReadingFailed] = {}
         for each, future in under_way.items():
             answer = _result(future, self._timeout)
             if isinstance(answer, Exception):
@@ -215,12 +220,16 @@ class KafkaReader:
             }
         return found
 
-    def _members(self, groups: set[str]) -> dict[str, list[Any]]:
+    def _members(self, groups: set[str]) -> dict[str, list[Any] | KafkaException]:
+        """The members of each group, or why it can't be described; without an entry where nobody can tell."""
         if not groups or not self._describes:
             return {}
         under_way = self._call(self._admin.describe_consumer_groups, sorted(groups))
-        found = {group: _result(future, self._timeout) for group, future in under_way.items()}
-        return {group: answer.members for group, answer in found.items() if not isinstance(answer, Exception)}
+        answers = {group: _result(future, self._timeout) for group, future in under_way.items()}
+        return {
+            group: answer if isinstance(answer, KafkaException) else list(answer.members)
+            for group, answer in answers.items()
+        }
 
     def _offsets(self, places: Iterable[tuple[str, int]], which: OffsetSpec) -> dict[tuple[str, int], int]:
         wanted = {TopicPartition(topic, number): which for topic, number in sorted(places)}
