@@ -1,7 +1,7 @@
 """Kafka's lag: committed offsets, log starts and ends, members and retention, in a few calls for all pipelines.
 
-One round asks for: the topics' partitions (one call), each group's commits (a call each, all under way at once), log
-starts and log ends of all partitions (a call each), all groups' members (one call). Commits are read before log ends,
+One round asks for: the topics' partitions (one call), all groups' members (one call), each group's commits (a call
+each, all under way at once), log starts and log ends of all partitions (a call each). Commits are read before log ends,
 so that a commit beyond the end really is one.
 """
 
@@ -36,10 +36,13 @@ from vaultml_operator.probes import Connection
 T = TypeVar("T")
 
 _PEEK_S = 3.0
-_DESCRIBE_S = 2.0
-"""How long a broker may be silent about a first description before it is taken for one that can't describe."""
-_DESCRIBE_AGAIN_S = 600.0
-"""When one that was silent is asked again: it may only have been slow."""
+_EMBEDDED = "mockCluster"
+"""How librdkafka's own mock cluster, the demo's embedded broker, names itself: it can't describe topics or groups."""
+_MISSING = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+)
 _RETENTION_S = 600.0
 """How long a topic's retention is taken for unchanged."""
 _STILL = 2
@@ -61,9 +64,8 @@ class KafkaReader:
         self._trails: dict[tuple[str, int], Trail] = {}
         self._seen: dict[tuple[Ask, int], _Seen] = {}
         self._retention: dict[str, tuple[float, float | None]] = {}
-        self._describes = _DESCRIBE_S
-        """In seconds, how long to wait for a description; 0: this broker gives none."""
-        self._describe_again = math.inf
+        self._describes: bool | None = None
+        """Whether this is a broker that can describe topics and groups; None: it was not reached yet."""
         self.calls = 0
         # librdkafka splits some of them, one to each broker that leads a part of what is asked for.
 
@@ -134,33 +136,17 @@ class KafkaReader:
     def _topics(self, names: Iterable[str]) -> dict[str, int]:
         """How many partitions each topic has; those that don't exist are left out."""
         wanted = sorted(names)
-        if time.monotonic() > self._describe_again:
-            self._describes, self._describe_again = _DESCRIBE_S, math.inf
-        if self._describes:
-            patience = min(self._describes, self._timeout)
-            asked = self._call(self._admin.describe_topics, TopicCollection(wanted), request_timeout=patience)
-            counts = {name: _result(future, patience) for name, future in asked.items()}
-            codes = {error.args[0].code() for error in counts.values() if isinstance(error, KafkaException)}
-            if codes <= {
-                KafkaError.UNKNOWN_TOPIC_OR_PART,
-                KafkaError.TOPIC_EXCEPTION,
-                KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            }:
-                self._describes = self._timeout
-                return {
-                    name: len(found.partitions) for name, found in counts.items() if not isinstance(found, Exception)
-                }
-            if codes <= {KafkaError._TIMED_OUT}:
-                # Describing goes to the controller; the demo's embedded broker has none, but knows its topics.
-                self._describes, self._describe_again = 0.0, time.monotonic() + _DESCRIBE_AGAIN_S
-        self.calls += 1
-        try:
-            found = self._admin.list_topics(timeout=min(5.0, self._timeout)).topics
-        except KafkaException:
-            # It was away, not unable.
-            self._describes = self._describes or _DESCRIBE_S
-            raise
-        return {name: len(found[name].partitions) for name in wanted if name in found}
+        if not self._describes:
+            self.calls += 1
+            cluster = self._admin.list_topics(timeout=min(5.0, self._timeout))
+            self._describes = not str(cluster.cluster_id).startswith(_EMBEDDED)
+            return {name: len(cluster.topics[name].partitions) for name in wanted if name in cluster.topics}
+        asked = self._call(self._admin.describe_topics, TopicCollection(wanted))
+        counts = {name: _result(future, self._timeout) for name, future in asked.items()}
+        for found in counts.values():
+            if isinstance(found, KafkaException) and found.args[0].code() not in _MISSING:
+                raise found
+        return {name: len(found.partitions) for name, found in counts.items() if not isinstance(found, Exception)}
 
     def _raise_partitions(self, ask: Ask, topics: dict[str, int]) -> str:
         """Raise the queue's partitions where asked; what kept us from it, else nothing."""
@@ -243,7 +229,7 @@ class KafkaReader:
 
     def _call(self, call: Any, *arguments: Any, **options: Any) -> Any:
         self.calls += 1
-        return call(*arguments, **{"request_timeout": self._timeout, **options})
+        return call(*arguments, request_timeout=self._timeout, **options)
 
     # --- since when ---------------------------------------------------------------------------------------------
 
