@@ -85,7 +85,7 @@ def _supposed(
     case = suppose(seen, what_if)
     said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
     yield from ("", f"seen, supposing {said}", *_seen(case, published))
-    first, last, seconds = settle(policy, case, picture.history(published), now)
+    first, last, seconds = settle(policy, case, History.from_status(published), now)
     yield from ("", "decided at once", *(f"  {each}" for each in first.steps))
     yield from ("", "result", f"  {_workers(first.replicas)}: {first.reason}")
     if last.replicas != first.replicas:

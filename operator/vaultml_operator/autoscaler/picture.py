@@ -9,7 +9,7 @@ from typing import Any
 
 from vaultml_operator.autoscaler.lag import Reading
 from vaultml_operator.autoscaler.rates import Rates
-from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation
+from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
 
 _NEAR = 0.1
 _NEAR_PROCESSED = 0.05
@@ -123,11 +123,6 @@ def observation(published: Mapping[str, Any]) -> Observation:
         holders=published.get("holders") or "",
         bound="CPU slots" if "CPU slot" in (published.get("holders") or "") else "GPUs",
     )
-
-
-def history(published: Mapping[str, Any]) -> History:
-    """What is known of before."""
-    return History.from_status(published)
 
 
 def rounded(value: float) -> int:

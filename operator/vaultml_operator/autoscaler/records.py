@@ -158,21 +158,11 @@ class History:
     needs: tuple[tuple[float, int], ...] = ()
     steps: tuple[tuple[float, int], ...] = ()
 
-    def to_status(self) -> dict[str, Any]:
-        """The part that a restarted operator goes on with."""
-        status: dict[str, Any] = {"failures": self.failures}
-        if self.last_active is not None:
-            status["lastActive"] = round(self.last_active)
-        return status
-
     @classmethod
     def from_status(cls, status: Mapping[str, Any]) -> "History":
-        """Read what `to_status` wrote; anything else counts as unknown."""
-        last, failures = status.get("lastActive"), status.get("failures")
-        return cls(
-            last_active=float(last) if isinstance(last, int | float) and abs(last) < 1e15 else None,
-            failures=failures if isinstance(failures, int) and 0 <= failures < 1e9 else 0,
-        )
+        """What a restarted operator finds in `.status.autoscaling`; anything else counts as unknown."""
+        last = status.get("lastActive")
+        return cls(last_active=float(last) if isinstance(last, int | float) and abs(last) < 1e15 else None)
 
 
 @dataclass(frozen=True, kw_only=True)

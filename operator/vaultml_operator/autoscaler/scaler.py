@@ -147,7 +147,7 @@ class Scaler(Generic[K]):
                 replicas=replicas,
                 ready=ready,
                 measured=Measured(status),
-                history=History.from_status({"lastActive": status.get("lastActive")}),
+                history=History.from_status(status),
                 published=dict(status) or None,
             )
         elif state.subject != subject:
