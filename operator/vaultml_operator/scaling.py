@@ -1,5 +1,6 @@
 """Acting on the autoscaler's decisions: how many workers a pipeline gets, who goes first, and what people are told."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ from vaultml_operator.probes import Connection
 Note = Callable[[Manifest, str, str, str], Awaitable[None]]
 """Posts an Event about a pipeline: its body, Normal or Warning, reason, sentence."""
 
-_MOST_COST = 1_000_000
-"""Cap of a pod's deletion cost: what waits for a worker can be more than the annotation may say."""
+_HEARD_S = 0.5
+"""How long to wait between a changed deletion cost and fewer workers: who chooses them hears of the cost by a watch."""
 
 
 class Key(NamedTuple):
@@ -101,13 +102,18 @@ class Scaling:
         busy, leaving = self._scaler.busy(key), self._scaler.leaving(key)
         if busy is None and not leaving:
             return
+        changed = False
         for pod in await self._objects.children("Pod", key.namespace, key.name):
             metadata = pod["metadata"]
             # One that is no member of the group has nothing; one that has a partition, but nothing in it, next to it.
-            cost = min(1 + busy[metadata["name"]], _MOST_COST) if busy and metadata["name"] in busy else 0
+            # In powers of two, so that it doesn't change with every recording.
+            cost = 1 + busy[metadata["name"]].bit_length() if busy and metadata["name"] in busy else 0
             cost = -1 if metadata["uid"] in leaving else cost
             if (metadata.get("annotations") or {}).get(manifests.DELETION_COST, "0") != str(cost):
                 await self._objects.annotate_pod(pod, {manifests.DELETION_COST: str(cost)})
+                changed = True
+        if changed:
+            await asyncio.sleep(_HEARD_S)
 
     async def tell_scaled(self, body: Manifest, pipeline: api.Pipeline, was: int, number: int) -> None:
         """Each change by a person is an Event; the autoscaler's are when it begins to go the other way."""

@@ -78,8 +78,8 @@ def test_partitions_are_the_bound_until_they_are_raised(kafka: Broker, farm: Far
     more["spec"]["queue"]["kafka"]["ensurePartitions"] = 5
     pipelines.apply(more)
     wait_workers(pipelines, 5)
-    notes = {reason: note for _, reason, note in pipelines.events("p")}
-    assert notes["PartitionsRaised"] == f"raised the topic {queue.name} from 2 to 5 partitions"
+    raised = ("Normal", "PartitionsRaised", f"raised the topic {queue.name} from 2 to 5 partitions")
+    wait_for(lambda: raised in pipelines.events("p"), 30, "the Event")
 
 
 def test_a_gpu_added_or_lost_counts_from_the_next_poll(

@@ -144,7 +144,8 @@ def test_an_edited_child_is_repaired(kafka: Broker, pipelines: Pipelines) -> Non
         return (env["QUEUE_NAME"], spec["replicas"]) == ("ready-queue", 1)
 
     wait_for(repaired, 20, "the Deployment to be as it was")
-    assert "Updated" in [reason for _, reason, _ in pipelines.events("p")]
+    # An Event is posted behind the deed that it tells.
+    wait_for(lambda: "Updated" in [reason for _, reason, _ in pipelines.events("p")], 20, "the Event")
 
 
 def test_a_deleted_child_comes_back(kafka: Broker, pipelines: Pipelines) -> None:
