@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from testbed.kafka import Broker
 from testbed.kubernetes import Cluster
@@ -220,12 +221,15 @@ def test_the_idlest_workers_go_first(kafka: Broker, farm: Farm, pipelines: Pipel
 
         wait_for(shared_out, 60, "a partition for each worker")
         owner = {each.assignment()[0].partition: name for name, each in members.items()}
-        # Only one has anything left to do.
-        for number, name in owner.items():
-            if number != 2:
-                places = members[name].assignment()
-                places[0].offset = members[name].get_watermark_offsets(places[0], timeout=10)[1]
-                members[name].commit(offsets=places, asynchronous=False)
+        # Only one has anything left to do, from one moment to the next: on the way there, others are as idle as it is.
+        done = [
+            members[owner[2]].get_watermark_offsets(TopicPartition(queue.name, number), timeout=10)[1]
+            for number in owner
+        ]
+        places = [
+            TopicPartition(queue.name, number, end) for number, end in zip(owner, done, strict=True) if number != 2
+        ]
+        members[owner[2]].commit(offsets=places, asynchronous=False)
 
         def left() -> bool:
             for each in members.values():
