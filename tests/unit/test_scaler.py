@@ -8,6 +8,7 @@ import pytest
 
 from vaultml_operator.autoscaler.gpus import Demand, Pool
 from vaultml_operator.autoscaler.lag import Ask, Member, Partition, Reading, ReadingFailed
+from vaultml_operator.autoscaler.pool import arbitrate
 from vaultml_operator.autoscaler.records import Decision, Observation, Policy
 from vaultml_operator.autoscaler.scaler import Scaler, Subject
 from vaultml_operator.probes import Connection
@@ -222,6 +223,36 @@ def test_gpus_bound_the_number_and_those_that_only_advise_take_none(acts: bool) 
         assert other is not None
         assert other.decision.replicas == (1 if acts else 3) or other.decision.replicas == 2
         assert other.status["clamp"] == "gpus"
+
+    scene(test, pool=pool)
+
+
+def test_gpus_are_shared_out_once_for_many_and_nobody_decides_on_an_old_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, shared = Pool(), list[int]()
+    pool.node_seen(node(100))
+
+    def counted(pool: Any, demands: Any, *rest: Any) -> Any:
+        shared.append(len(demands))
+        return arbitrate(pool, demands, *rest)
+
+    monkeypatch.setattr("vaultml_operator.autoscaler.scaler.arbitrate", counted)
+
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        policy = Policy(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
+        keys = [("n", f"p{number}") for number in range(30)]
+        for key in keys:
+            desk.lag[key[1]] = 20
+            demand = Demand(key=key, resource="nvidia.com/gpu", count=1, wanted=0, current=0)
+            asked = Subject(policy=policy, connection=Connection((key[1],)), ask=Ask(key[1], "g"), demand=demand)
+            watch(scaler, key, subject=asked, replicas=0)
+        await until(lambda: all(scaler.outlook(key) for key in keys))
+        for key in keys:
+            outlook = scaler.outlook(key)
+            assert outlook is not None
+            assert outlook.decision.replicas == 2
+        # Thirty rounds, one for each connection, and a handful of times.
+        assert max(shared) == 30
+        assert len(shared) <= 4
 
     scene(test, pool=pool)
 

@@ -29,7 +29,10 @@ _THREADS = 32
 _TOGETHER = 0.25
 """A pipeline whose poll is due within this share of its interval joins a round that is under way anyway."""
 _SHARE_S = 1.0
-"""How often GPUs are shared out anew while someone waits for some: grants hold for a while, pods come and go."""
+_SHARE_COST = 10
+"""GPUs are shared out at most once a second, and in no more than a tenth of the time: with a thousand pipelines it
+takes a tenth of a second, and each pod that comes or goes asks for it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +135,11 @@ class Scaler(Generic[K]):
         self._grants: Grants = {}
         self._demands: dict[K, Demand] = {}
         self._stale = True
-        """Whether nodes, pods or demands have changed since GPUs were shared out."""
-        self._shared_at = -math.inf
+        """Whether nodes or pods have changed, or pipelines are gone, since GPUs were shared out."""
+        self._unshared: set[K] = set()
+        """Those whose demand has changed since then."""
+        self._share_again = -math.inf
+        """Monotonic time at which they may be shared out again."""
 
     def watch(self, key: K, subject: Subject, *, replicas: int, ready: int, status: Mapping[str, Any]) -> None:
         """Scale this pipeline from now on. `status` is its `.status.autoscaling`, for what a restart left.
@@ -164,7 +170,7 @@ class Scaler(Generic[K]):
     def forget(self, key: K) -> None:
         """Scale this pipeline no longer."""
         if self._states.pop(key, None) is not None:
-            self._stale |= self._demands.pop(key, None) is not None
+            self._drop(key)
             self._leave_idle_connections()
 
     def outlook(self, key: K) -> Outlook | None:
@@ -283,7 +289,11 @@ class Scaler(Generic[K]):
                 state.measured.fail(answer.message)
         self._share(here)
         for key, state in here:
-            self._settle(key, state)
+            if key in self._unshared:
+                # Its grant is not for what it wants now: it is looked at again when there is one that is.
+                state.due = self._share_again
+            else:
+                self._settle(key, state)
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
@@ -310,19 +320,31 @@ class Scaler(Generic[K]):
         for key, state in changed:
             demand = state.subject.demand
             if demand is None:
-                self._stale |= self._demands.pop(key, None) is not None
+                self._drop(key)
                 continue
             alone = decide(state.subject.policy, self._observe(state, slots=None, holders=""), state.history, now)
             wanted = alone.replicas if state.subject.acts else state.replicas
             wants = replace(demand, wanted=wanted, current=state.replicas)
-            self._stale |= self._demands.get(key) != wants
-            self._demands[key] = wants
-        waiting = any(
+            if self._demands.get(key) != wants:
+                self._demands[key] = wants
+                self._unshared.add(key)
+        began = time.monotonic()
+        if began >= self._share_again and (self._stale or self._unshared or self._waiting()):
+            self._grants = arbitrate(self.pool, list(self._demands.values()), self._grants, now)
+            self._stale = False
+            self._unshared.clear()
+            ended = time.monotonic()
+            self._share_again = ended + max(_SHARE_S, _SHARE_COST * (ended - began))
+
+    def _drop(self, key: K) -> None:
+        self._unshared.discard(key)
+        self._stale |= self._demands.pop(key, None) is not None
+
+    def _waiting(self) -> bool:
+        """Whether someone wants more than is granted: grants hold for a while, and pods come and go."""
+        return any(
             key not in self._grants or self._grants[key].slots < demand.wanted for key, demand in self._demands.items()
         )
-        if self._stale or (waiting and time.monotonic() - self._shared_at > _SHARE_S):
-            self._grants = arbitrate(self.pool, list(self._demands.values()), self._grants, now)
-            self._stale, self._shared_at = False, time.monotonic()
 
     def _settle(self, key: K, state: _State) -> None:
         grant = self._grant(key)
