@@ -124,6 +124,18 @@ class Pipelines:
         ours.sort(key=lambda each: str(each["eventTime"]))
         return [(each["type"], each["reason"], each["note"]) for each in ours]
 
+    def wait_event(self, name: str, reason: str, times: int = 1) -> list[tuple[str, str, str]]:
+        """Return `events` once this reason is among them so often: an Event follows its deed."""
+
+        def told() -> list[tuple[str, str, str]] | None:
+            found = self.events(name)
+            return found if sum(each[1] == reason for each in found) >= times else None
+
+        try:
+            return wait_for(told, 30, f"{name}'s Event {reason}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; told were {self.events(name)}") from None
+
     def secret(self, name: str, **data: str) -> None:
         """Create or change a Secret."""
         body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}

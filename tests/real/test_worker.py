@@ -5,16 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jsonschema
 import pytest
+from confluent_kafka import Producer
 
 from testbed.kafka import Broker
 from testbed.process import wait_for
 from testbed.service import environment
 from tests.real.scene import IN_FLIGHT, WAIT_S, Scene, keys_of
 from vaultml_worker import results
+from vaultml_worker.queues.kafka import KafkaQueue
+from vaultml_worker.settings import load
 
 WAYS_IN: dict[str, Callable[[Broker], dict[str, str]]] = {
     "SASL_PLAINTEXT, PLAIN": lambda _: {},
@@ -182,6 +188,50 @@ def test_a_second_worker_may_join_and_leave_during_the_work(stage: Callable[...,
     wait_for(lambda: scene.committed() == scene.queue.ends(), WAIT_S, "all to be committed", process=first.process)
     assert first.terminate() == 0
     assert scene.letters() == []
+
+
+def test_members_that_come_and_go_make_no_duplicates(
+    stage: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published is done, also for the next owner of the partition, however late the broker acknowledges."""
+    monkeypatch.setattr("vaultml_worker.queues.kafka.Producer", lambda config: Producer(config | {"linger.ms": 100}))
+    scene = stage(partitions=8)
+    scene.create(scene.queue, scene.target)
+    sent = [b"%d" % number for number in range(6000)]
+    scene.send(*sent)
+    for name, value in scene.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    guest, moved, done = threading.Event(), threading.Event(), threading.Event()
+
+    def member(leaves: threading.Event) -> None:
+        queue = KafkaQueue(settings, lambda _said: None)
+        while not leaves.is_set():
+            if message := queue.receive(0.02):
+                queue.finish(message, message.body)
+                moved.wait(0.005)  # until then there is always something to do, and something not acknowledged
+        queue.close(WAIT_S)
+
+    def spread(members: int) -> bool:
+        found = scene.members()
+        return len(found) == members and all(found.values())
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            members = []
+            for number in range(3):
+                members.append(pool.submit(member, guest if number == 2 else done))
+                wait_for(partial(spread, number + 1), WAIT_S, "all members to have partitions")
+            guest.set()
+            wait_for(partial(spread, 2), WAIT_S, "the others to have all again")
+            moved.set()
+            wait_for(lambda: scene.committed() == scene.queue.ends(), WAIT_S, "all to be committed")
+        finally:
+            for event in (guest, moved, done):
+                event.set()
+        for each in members:
+            each.result(WAIT_S)
+    assert sorted(scene.target.bodies()) == sorted(sent)
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["worker alone", "with its decoders"])

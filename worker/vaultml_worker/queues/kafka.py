@@ -27,6 +27,8 @@ MOST_UNSENT = 100
 """While so many results can't be sent, no message is taken: memory stays bounded, and nothing is done in vain."""
 _PAUSE_S = 1.0
 """How long nothing may be wanted before fetching is paused; the group is kept by polling at this pace."""
+_REVOKE_S = 5.0
+"""How long a partition that goes elsewhere waits for its results to be acknowledged."""
 _ERROR_HEADER_BYTES = 2000
 
 
@@ -88,6 +90,8 @@ class KafkaQueue:
             "enable.auto.offset.store": False,
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": 15_000,
+            # A member hears of a rebalance by its heartbeat: new workers get their partitions that much sooner.
+            "heartbeat.interval.ms": 500,
             "queued.max.messages.kbytes": 4096,
             "topic.metadata.refresh.interval.ms": 30_000,
             "on_commit": self._on_commit,
@@ -312,7 +316,13 @@ class KafkaQueue:
             consumer.resume(partitions)
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._producer.poll(0)
+        # What is published is committed before the next owner asks from where to go on, or it would be done twice.
+        end = time.monotonic() + _REVOKE_S
+        while self._in_flight and time.monotonic() < end:
+            self._producer.poll(0.1)
+        for item in partitions:
+            if (progress := self._progress.get(item.partition)) is not None:
+                progress.again()  # a commit on its way may have met the rebalance
         self._commit(wait=True)
         self._on_lost(_consumer, partitions)
 
