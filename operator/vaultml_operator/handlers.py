@@ -77,11 +77,25 @@ def registry(
     return found
 
 
+class _NoEssence(kopf.DiffBaseStorage):
+    """Remembers nothing of an object: kopf copies each one deeply, for the sake of handlers that we have none of."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:  # noqa: ARG002 - kopf's names
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:  # noqa: ARG002
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        pass
+
+
 def settings() -> kopf.OperatorSettings:
     """Have kopf be a source of events only: nothing is written to any object, no other operator is looked for."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
+    chosen.persistence.diffbase_storage = _NoEssence()
     # We wait for the CRD ourselves, and may not list CRDs or namespaces.
     chosen.scanning.disabled = True
     chosen.watching.connect_timeout = 10

@@ -74,7 +74,9 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+        # What has samples: looking for them among those of a thousand pipelines takes long.
         self._clamps: dict[tuple[str, str], set[str]] = {}
+        self._known: dict[tuple[str, str], set[str]] = {}
 
     def reconciled(self, outcome: str, seconds: float) -> None:
         """One reconcile ended."""
@@ -115,11 +117,12 @@ class Metrics:
             "startup_seconds": seen.startup_seconds,
             "gpu_slots": seen.slots,
         }
-        for name, value in values.items():
-            if value is None:
-                self._gauges[name].remove_by_labels({"namespace": key[0], "pipeline": key[1]})
-            else:
-                self._gauges[name].labels(*key).set(value)
+        known = {name: value for name, value in values.items() if value is not None}
+        for name in self._known.get(key, set()) - known.keys():
+            self._gauges[name].remove(*key)
+        for name, value in known.items():
+            self._gauges[name].labels(*key).set(value)
+        self._known[key] = {*known}
         self._polls.labels(*key).inc()
         bit = {each.name for each in decision.clamps}
         for rule in self._clamps.get(key, set()) - bit:
@@ -131,6 +134,7 @@ class Metrics:
     def gone(self, namespace: str, pipeline: str) -> None:
         """A pipeline is no more."""
         self._clamps.pop((namespace, pipeline), None)
+        self._known.pop((namespace, pipeline), None)
         for gauge in (*self._gauges.values(), self._clamped, self._polls):
             # A pipeline that was never told has no samples; removing them is no error.
             gauge.remove_by_labels({"namespace": namespace, "pipeline": pipeline})

@@ -56,7 +56,8 @@ class Queue(Generic[K]):
     - `deadline` seconds bound one run: it is then cancelled and retried. A handler that ignores its cancellation
       keeps its place, which `oldest` shows.
     - Every known key runs at least each `resync` seconds, ±20 %. A key is known from its first add until `forget`.
-    - At most `concurrency` keys are in work. Keys that were added go before keys whose time has come.
+    - At most `concurrency` keys are in work. Keys that were added go before keys whose time has come, by `add_after`
+      or by themselves.
     - `on_done(key, outcome, seconds)` hears of each run, `on_error(key, error, retry_in)` of each that failed. What
       they raise ends `run`: hooks must not fail.
 
@@ -122,7 +123,7 @@ class Queue(Generic[K]):
             self._pump()
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Add `key` in so many seconds; of several such calls the earliest counts."""
+        """Run `key` in so many seconds, behind those that are added; of several such calls the earliest counts."""
         if seconds <= 0:
             self.add(key)
             return
@@ -165,11 +166,18 @@ class Queue(Generic[K]):
 
     def _timer_fired(self, key: K, state: _State) -> None:
         state.timer = None
-        self.add(key)
+        if state.running:
+            self.add(key)
+        else:
+            self._fall_due(key)
 
     def _clock_fired(self, key: K, state: _State) -> None:
         state.clock = None
-        if not state.running and key not in self._events:
+        if not state.running:
+            self._fall_due(key)
+
+    def _fall_due(self, key: K) -> None:
+        if key not in self._events:
             self._due.setdefault(key, _now())
             self._pump()
 

@@ -79,6 +79,14 @@ def test_only_a_picture_that_differs_is_written(changed: dict[str, Any], written
     assert picture.differs(None, before)
 
 
+@pytest.mark.parametrize("clamp", [None, "gpus"])
+def test_what_others_hold_is_told_at_once_only_where_it_limits(clamp: str | None) -> None:
+    before = {"desired": 2, "slots": 4, "holders": "2 of 4 GPUs", **({"clamp": clamp} if clamp else {})}
+    after = before | {"slots": 3, "holders": "3 of 4 GPUs"}
+    assert picture.differs(before, after) is bool(clamp)
+    assert picture.differs(before, after, late=True)
+
+
 def test_at_rest_every_count_is_exact() -> None:
     idle = replace(SEEN, backlog=Backlog(lag=0, parallelism=8, lagging=0))
     before = status(idle, 1000)

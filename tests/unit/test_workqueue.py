@@ -250,6 +250,23 @@ def test_of_delayed_adds_the_earliest_counts_and_runs_in_between_do_not_cancel_i
     fast(test)
 
 
+def test_what_was_added_goes_before_what_was_to_be_later() -> None:
+    async def test() -> None:
+        async def work(_key: str) -> float | None:
+            await asyncio.sleep(10)
+            return None
+
+        handler = Recorder(work)
+        queue = Queue(handler, concurrency=1)
+        queue.add("first")
+        queue.add_after("echo", 1)
+        asyncio.get_running_loop().call_later(5, queue.add, "changed")
+        await process(queue, 25)
+        assert [key for key, _ in handler.runs] == ["first", "changed", "echo"]
+
+    fast(test)
+
+
 def test_known_keys_are_looked_at_again_and_spread_out() -> None:
     async def test() -> None:
         handler = Recorder()

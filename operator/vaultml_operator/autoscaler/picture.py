@@ -27,6 +27,8 @@ _TOLD = (
     "laggingPartitions",
 )
 """Words that hold measured numbers: they go along with a change, and are none."""
+_GPUS = ("slots", "holders")
+"""What others hold changes all the time: told exactly while GPUs limit the number of workers, else later will do."""
 _EXPIRING = 0.75
 """The share of a topic's retention at which the oldest recording is said to be in danger."""
 _LIMITS = ("gpus", "max", "partitions", "paused", "scaleOutRate", "scaleInRate")
@@ -82,12 +84,13 @@ def limit(decision: Decision) -> str | None:
     return next((each.name for each in reversed(decision.clamps) if each.name in _LIMITS), None)
 
 
-def differs(published: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
-    """Whether what is published no longer tells the truth."""
+def differs(published: Mapping[str, Any] | None, new: Mapping[str, Any], *, late: bool = False) -> bool:
+    """Whether what is published no longer tells the truth; `late`: it has been there for a while."""
     if published is None or {*published} - {*_TOLD} != {*new} - {*_TOLD}:
         return True
+    exact = late or "gpus" in (published.get("clamp"), new.get("clamp"))
     for name, value in new.items():
-        if name in _TOLD:
+        if name in _TOLD or (name in _GPUS and not exact):
             continue
         before = published[name]
         near = _NEAR if name in _MEASURED else _NEAR_PROCESSED if name == "processed" and new.get("lag") else 0.0

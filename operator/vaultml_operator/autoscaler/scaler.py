@@ -6,11 +6,12 @@ carries it out.
 
 import asyncio
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from vaultml_operator.autoscaler import picture
@@ -28,10 +29,12 @@ _THREADS = 32
 """Brokers that are read at the same time: one that is away holds its place until its time-outs."""
 _TOGETHER = 0.25
 """A pipeline whose poll is due within this share of its interval joins a round that is under way anyway."""
+_LATE_S = 300.0
+"""How old a picture of GPUs that limit nobody may get, about."""
 _SHARE_S = 1.0
-_SHARE_COST = 10
-"""GPUs are shared out at most once a second, and in no more than a tenth of the time: with a thousand pipelines it
-takes a tenth of a second, and each pod that comes or goes asks for it.
+_SHARE_COST = 20
+"""GPUs are shared out at most once a second, and in no more than a twentieth of the time: with a thousand pipelines
+it takes a tenth of a second, and each pod that comes or goes asks for it.
 """
 
 
@@ -63,6 +66,7 @@ class _State:
     """Monotonic time of the next poll."""
     decision: Decision | None = None
     published: dict[str, Any] | None = None
+    late_at: float = field(default_factory=lambda: _late_at(time.monotonic()))
 
 
 class _Line:
@@ -359,8 +363,14 @@ class Scaler(Generic[K]):
         state.due = time.monotonic() + decision.next_poll_seconds
         known = state.measured
         new = picture.status(observation, decision, known.rates, known.reading, known.processed)
-        if picture.differs(state.published, new):
-            state.published, changed = new, True
+        now = time.monotonic()
+        if picture.differs(state.published, new, late=now > state.late_at):
+            state.published, state.late_at, changed = new, _late_at(now), True
         self._told(key, observation, decision)
         if changed:
             self._on_change(key)
+
+
+def _late_at(now: float) -> float:
+    # Spread, or a thousand would be published in one moment.
+    return now + random.uniform(0.5, 1.5) * _LATE_S  # noqa: S311 - guards nothing
