@@ -58,7 +58,9 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
     """
     deployment = (seen.deployment or {}).get("status") or {}
     before = {each["type"]: each for each in previous.get("conditions") or []}
-    states = dict(_states(seen, before))
+    settled = before.get("Progressing", {}).get("reason") in ("Complete", "NotReady")
+    settled = settled and str(previous.get("workers")).endswith(f"/{seen.wanted}")
+    states = dict(_states(seen, before, settled=settled))
     conditions = [
         {
             "type": kind,
@@ -117,14 +119,14 @@ def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
                 yield Note("Normal", reason, condition["message"])
 
 
-def _states(seen: Observation, before: Mapping[str, Condition]) -> Iterator[tuple[str, _State]]:
+def _states(seen: Observation, before: Mapping[str, Condition], *, settled: bool) -> Iterator[tuple[str, _State]]:
     queue = _checked(seen.queue, seen, before.get("QueueReachable"))
     vault = (
         _State("Unknown", "PerEvent", "each event brings its own Vault")
         if seen.spec is not None and seen.spec.vault is None
         else _checked(seen.vault, seen, before.get("VaultReachable"))
     )
-    progress = _progress(seen)
+    progress = _progress(seen, settled=settled)
     yield "Ready", _ready(seen, queue, vault, progress)
     yield "Progressing", progress
     yield "QueueReachable", queue
@@ -224,7 +226,8 @@ def _count(seen: Observation) -> str:
     return f"{ready} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
 
 
-def _progress(seen: Observation) -> _State:
+def _progress(seen: Observation, *, settled: bool) -> _State:
+    """How far the workers are; `settled`: so many were there before. One that is not ready any more is no new one."""
     if seen.spec is None or seen.deployment is None:
         return _State("False", "Starting", "there are no workers yet")
     wanted = seen.wanted
@@ -241,7 +244,7 @@ def _progress(seen: Observation) -> _State:
         return _State("False", "Complete", f"{wanted} of {wanted} workers are of the current spec")
     if total > updated:
         return _State("True", "Rolling", f"{updated} of {wanted} workers are of the current spec; {_count(seen)}")
-    if current and progressing.get("reason") == "NewReplicaSetAvailable" and total == wanted:
+    if current and settled and progressing.get("reason") == "NewReplicaSetAvailable" and total == wanted:
         return _State("True", "NotReady", _count(seen))
     return _State("True", "Starting", _count(seen))
 

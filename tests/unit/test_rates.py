@@ -54,6 +54,17 @@ def test_a_lasting_change_is_learnt() -> None:
     assert 0.5 < faster.service < 1
 
 
+def test_silence_bounds_what_may_still_be_arriving() -> None:
+    rates, before = watch(600, arriving=2, each=0.5), replace(after(600), lag=0)
+    quiet = update(rates, before, replace(before, time=before.time + 15))
+    assert quiet.arrival == pytest.approx(3 / 15), "nothing in 15 s: at most 0.2 a second, with 95 % confidence"
+    quieter = update(quiet, before, replace(before, time=before.time + 15))
+    assert quieter.arrival == pytest.approx(3 / 30)
+    # While something waits, or once something comes, the silence counts no longer.
+    assert (update(rates, before, replace(before, time=before.time + 15, lag=5)).arrival or 0) > 0.8
+    assert (update(quieter, before, replace(before, time=before.time + 15, end=before.end + 30)).arrival or 0) > 0.8
+
+
 def test_a_burst_is_no_rate() -> None:
     rates = watch(600, arriving=0, each=0.5)
     before = after(600)

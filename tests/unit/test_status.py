@@ -56,7 +56,7 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
             replace(SEEN, pods=Problem("CrashLooping", "…"), deployment=deployment(readyReplicas=1)),
             ("False", "CrashLooping"),
         ),
-        (replace(SEEN, deployment=deployment(readyReplicas=1)), ("False", "NotReady")),
+        (replace(SEEN, deployment=deployment(readyReplicas=1)), ("False", "Starting")),
         (replace(SEEN, deployment=deployment(reason="ReplicaSetUpdated", readyReplicas=1)), ("False", "Starting")),
         (replace(SEEN, deployment=deployment(updatedReplicas=1)), ("False", "Rolling")),
         (replace(SEEN, deployment=deployment(replicas=3)), ("False", "Stopping")),
@@ -69,6 +69,15 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
 def test_ready_says_the_first_thing_to_look_at(seen: Observation, expected: tuple[str, str]) -> None:
     assert ready(seen) == expected
     assert expected[1] in reasons.NAMES
+
+
+def test_only_a_worker_that_was_ready_is_said_to_be_so_no_more() -> None:
+    running = compute({}, SEEN, EARLY)
+    broken = replace(SEEN, deployment=deployment(readyReplicas=1))
+    assert ready(broken, running) == ready(broken, compute(running, broken, LATE)) == ("False", "NotReady")
+    # One more was asked for, and its pod is there at once.
+    more = replace(SEEN, wanted=3, deployment=deployment(3, readyReplicas=2))
+    assert ready(more, running) == ready(more, compute(running, more, LATE)) == ("False", "Starting")
 
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:

@@ -9,6 +9,8 @@ ARRIVAL_HALF_LIFE = 60.0
 RECENT_HALF_LIFE = 15.0
 """The same for the second, quicker view of arrivals."""
 SERVICE_HALF_LIFE = 120.0
+RULE_OF_THREE = 3.0
+"""Nothing in t seconds: with 95 % confidence, no more than 3/t per second arrive."""
 SHORTEST, LONGEST = 0.1, 900.0
 """Seconds between two samples; what is further apart is a jump of the clock or a night without an operator."""
 
@@ -39,6 +41,7 @@ class Rates:
     - `service`: recordings per second and busy worker.
     - `startup_seconds`: from asked for to ready.
     - `arrival_seconds`, `service_seconds`: for how long each was watched.
+    - `quiet_seconds`: for how long nothing has arrived or waited.
     - `time`: of the last sample that counted.
     """
 
@@ -48,12 +51,19 @@ class Rates:
     startup_seconds: float | None = None
     arrival_seconds: float = 0.0
     service_seconds: float = 0.0
+    quiet_seconds: float = 0.0
     time: float | None = None
 
     @property
     def arrival(self) -> float | None:
-        """Recordings per second that keep arriving: the lower of both views, since a burst is a backlog and no rate."""
-        return None if self.steady is None or self.recent is None else min(self.steady, self.recent)
+        """Recordings per second that keep arriving: the lower of both views, since a burst is a backlog and no rate.
+
+        While nothing arrives or waits, not more than the silence allows.
+        """
+        if self.steady is None or self.recent is None:
+            return None
+        allowed = RULE_OF_THREE / self.quiet_seconds if self.quiet_seconds else math.inf
+        return min(self.steady, self.recent, allowed)
 
     def to_status(self) -> dict[str, float]:
         """What is known, to two significant digits: more would change, and be written, with every poll."""
@@ -99,6 +109,7 @@ def update(rates: Rates, before: Sample | None, after: Sample) -> Rates:
             steady=_blend(rates.steady, seen, elapsed, watched, ARRIVAL_HALF_LIFE),
             recent=_blend(rates.recent, seen, elapsed, watched, RECENT_HALF_LIFE),
             arrival_seconds=min(watched, 1e6),
+            quiet_seconds=0.0 if arrived or after.lag else min(rates.quiet_seconds + elapsed, 1e6),
         )
     busy = (before.busy + after.busy) / 2
     worked = min(before.busy, after.busy, before.lag, after.lag) > 0
