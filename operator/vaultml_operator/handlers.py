@@ -95,6 +95,8 @@ def settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
+    # Each object's last event is kept for this long, all of a thousand pipelines' at the start.
+    chosen.queueing.idle_timeout = 0.1
     chosen.persistence.diffbase_storage = _NoEssence()
     # We wait for the CRD ourselves, and may not list CRDs or namespaces.
     chosen.scanning.disabled = True
