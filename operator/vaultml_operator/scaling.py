@@ -75,8 +75,7 @@ class Scaling:
         )
         if (outlook := self._scaler.outlook(key)) is None:
             return published
-        if outlook.reading is not None:
-            await self._tell_partitions(body, key, outlook.reading.remark)
+        await self._tell_partitions(body, key, outlook.remark)
         return outlook.status
 
     def number(self, pipeline: api.Pipeline, live: Manifest | None) -> int:

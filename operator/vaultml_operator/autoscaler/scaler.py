@@ -66,6 +66,7 @@ class _State:
     """Monotonic time of the next poll."""
     decision: Decision | None = None
     published: dict[str, Any] | None = None
+    remark: str = ""
     late_at: float = field(default_factory=lambda: _late_at(time.monotonic()))
 
 
@@ -105,6 +106,8 @@ class Outlook:
     decision: Decision
     status: Mapping[str, Any]
     reading: Reading | None
+    remark: str
+    """What the queue's reader last did or could not do besides reading; empty: nothing so far."""
     trouble: str
 
 
@@ -182,7 +185,9 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Outlook(state.decision, state.published or {}, state.measured.reading, state.measured.failed)
+        return Outlook(
+            state.decision, state.published or {}, state.measured.reading, state.remark, state.measured.failed
+        )
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""
@@ -289,6 +294,7 @@ class Scaler(Generic[K]):
             answer = answers[state.subject.ask]
             if isinstance(answer, Reading):
                 state.measured.learn(answer)
+                state.remark = answer.remark or state.remark
             else:
                 state.measured.fail(answer.message)
         self._share(here)
