@@ -14,6 +14,8 @@ from testbed.process import cache
 _LOCK = Path(__file__).parents[2] / "requirements" / "testbed-pycuda.txt"
 # Nothing of pycuda's that we use needs it, and it would want a library that is not there.
 _SITECONF = "CUDA_ENABLE_CURAND = False\n"
+# Linked to the driver though the one it is linked against here is empty: else it would not look for one at run time.
+_LINKER = "-Wl,--no-as-needed"
 
 
 def available() -> str | None:
@@ -53,7 +55,8 @@ def library() -> Path:
 
 def _folder() -> Path:
     python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    return cache() / f"pycuda-{python}-{hashlib.sha256(_LOCK.read_bytes()).hexdigest()[:16]}"
+    recipe = _LOCK.read_bytes() + _SITECONF.encode() + _LINKER.encode()
+    return cache() / f"pycuda-{python}-{hashlib.sha256(recipe).hexdigest()[:16]}"
 
 
 def _compile(scratch: Path) -> Path:
@@ -83,7 +86,7 @@ def _compile(scratch: Path) -> Path:
     environment = os.environ | {
         "CUDA_ROOT": str(root),
         "PATH": f"{root / 'bin'}:{os.environ['PATH']}",
-        "LDFLAGS": f"-L{links}",
+        "LDFLAGS": f"-L{links} {_LINKER}",
         "CXXFLAGS": f"-I{root / 'include'}",
         "MAKEFLAGS": "-j2",
     }

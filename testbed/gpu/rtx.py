@@ -8,7 +8,7 @@ from pathlib import Path
 
 from testbed.process import cache
 
-_LOCK = Path(__file__).parents[2] / "requirements" / "testbed-tensorrt-rtx.txt"
+_LOCK = Path(__file__).parents[2] / "requirements" / "testbed-tensorrt.txt"
 
 
 def available() -> str | None:

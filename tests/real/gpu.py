@@ -1,6 +1,8 @@
 """The GPU engine on the stand-in: what its tests share."""
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,18 @@ from vaultml_worker.records import Model
 from vaultml_worker.yolo import Candidates
 
 Frames = NDArray[np.uint8]
+
+
+@contextmanager
+def importable(folder: Path, package: str) -> Iterator[None]:
+    """Within the block `package` can be imported from `folder`; afterwards ENGINE=auto must not find it any more."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 import gc
 import itertools
+import json
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from testbed.gpu import double
 from testbed.gpu import driver as driver_
 from testbed.gpu import pycuda as pycuda_
 from testbed.gpu.driver import LAUNCH_FAILED, NO_DEVICE, OUT_OF_MEMORY, UNKNOWN, Driver
 from tests.parts import need
-from tests.real.gpu import Heard, chunks, noise, same, small_model
-from vaultml_worker import engines, model
+from tests.real.gpu import Heard, chunks, importable, noise, same, small_model
+from vaultml_worker import cli, engines, model
 from vaultml_worker.engines import EngineStopped, Options
 from vaultml_worker.engines.onnx import OnnxEngine
 from vaultml_worker.engines.tensorrt import EngineBroken, TensorRtEngine, bindings, execution
@@ -37,10 +39,8 @@ def stand_in() -> Iterator[Driver]:
     """The stand-in driver in this process, and the real pycuda on it."""
     need(driver_.available() or pycuda_.available())
     loaded = Driver(driver_.build([pycuda_.library()]))
-    path = str(pycuda_.installed())
-    sys.path.insert(0, path)
-    yield loaded
-    sys.path.remove(path)
+    with importable(pycuda_.installed(), "pycuda"):
+        yield loaded
 
 
 @pytest.fixture
@@ -253,6 +253,30 @@ def test_memory_that_runs_out_later_loses_no_frame(make: Make, small: Model, aft
         found = [one for part in pool.map(engine.detect, np.split(frames, 6)) for one in part]
     assert same(found, OnnxEngine(small).detect(frames))
     assert heard.batches == [BATCH, BATCH // 2]
+
+
+# ---- commands
+
+
+def test_the_commands_build_and_measure(driver: Driver, tiny: Path, tmp_path: Path) -> None:
+    cfg = str(tiny / "yolov3-tiny.cfg")
+    build = ["model", "build", cfg, "--cache", str(tmp_path), "--batch", "2"]
+    first, second = (CliRunner().invoke(cli.cli, build) for _ in range(2))
+    (path,) = tmp_path.glob("*.engine")
+    assert re.fullmatch(rf"{re.escape(str(path))}: \d+\.\d MiB, \d+\.\d s\n", first.stdout)
+    assert second.stdout.endswith("MiB, was there already\n")
+
+    bench = ["model", "bench", cfg, "--cache", str(tmp_path), "--batches", "2,1", "--seconds", "0.1"]
+    table = CliRunner().invoke(cli.cli, bench).stdout.splitlines()
+    assert table[0] == f"yolov3-tiny, tensorrt, Stand-in GPU (tensorrt {double.__version__})"
+    assert [line.split()[0] for line in table[2:4]] == ["1", "2"]
+    assert table[4].startswith("GPU memory: ")
+    found = json.loads(CliRunner().invoke(cli.cli, [*bench, "--json"]).stdout)
+    assert found["gpu"]["uuid"].startswith("GPU-")
+    assert [one["batch"] for one in found["batches"]] == [1, 2]
+    assert all(one["latency"] > 0 and one["throughput"] > 0 and one["compute"] > 0 for one in found["batches"])
+    assert found["memory"]["gpu"] >= found["memory"]["engine"] > 2 * (1 << 20)
+    assert double.statistics["builds"] == 1
 
 
 # ---- failures, each with its outcome
