@@ -10,8 +10,10 @@ import enum
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,6 +267,10 @@ class Builder:
             for number in range(4):
                 if not monitor.step_complete(phase, number):
                     return None
+                while _held():
+                    if not monitor.step_complete(phase, number):
+                        return None
+                    time.sleep(0.01)
             monitor.phase_finish(phase)
         if faults.hit("build_serialized_network", self._logger):
             return None
@@ -272,6 +278,12 @@ class Builder:
         most = shapes["frames"][2][0]
         names = ",".join(tensor.name for tensor in network.outputs)
         return _MAGIC + f"{most} {names} {hashlib.sha256(network.onnx).hexdigest()}\n".encode() + network.onnx
+
+
+def _held() -> bool:
+    """Whether builds are to stay where they are: while the file exists that VAULTML_TENSORRT_HOLD names."""
+    path = os.environ.get("VAULTML_TENSORRT_HOLD")
+    return path is not None and Path(path).exists()
 
 
 class Runtime:

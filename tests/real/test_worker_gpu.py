@@ -59,6 +59,31 @@ def test_it_publishes_what_the_cpu_does(stage: Callable[..., Scene], gpu: dict[s
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
 
 
+def test_while_an_engine_is_built_it_is_alive_not_ready_and_ends_when_asked(
+    stage: Callable[..., Scene], gpu: dict[str, str], tmp_path: Path
+) -> None:
+    scene = stage()
+    scene.create(scene.queue, scene.target, scene.dead)
+    hold = tmp_path / "hold"
+    hold.touch()
+    cache = tmp_path / "engines"
+    worker = scene.worker(**gpu, ENGINE_CACHE=str(cache), VAULTML_TENSORRT_HOLD=str(hold))
+    worker.wait_log("engine 10 % built")
+    assert (worker.get("/healthz")[0], worker.get("/readyz")[0]) == (200, 503)
+    assert 0 < worker.metrics()["vaultml_engine_build_progress"] < 1
+    assert worker.terminate() == 0
+    assert "the engine that was being built is given up" in worker.log_text()
+
+    waiting = scene.worker(**gpu, ENGINE_CACHE=str(cache), VAULTML_TENSORRT_HOLD=str(hold))
+    waiting.wait_log("engine 10 % built")
+    other = scene.worker(**gpu, ENGINE_CACHE=str(cache))
+    other.wait_log("another worker builds an engine")
+    hold.unlink()
+    waiting.wait_ready()
+    other.wait_ready()
+    assert "engine taken from the cache" in other.log_text()
+
+
 def numbers(value: Any) -> list[float]:
     """Every number in a list of lists, in its order."""
     return [number for item in value for number in numbers(item)] if isinstance(value, list) else [float(value)]
