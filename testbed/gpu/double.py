@@ -60,7 +60,7 @@ class Faults:
 
 
 faults = Faults()
-statistics = {"builds": 0, "enqueued": 0}
+statistics = {"builds": 0, "enqueued": 0, "kernels": 0}
 
 
 class Severity(enum.IntEnum):
@@ -94,6 +94,12 @@ class DataType(enum.Enum):
     """Types of tensors."""
 
     FLOAT, HALF, INT32, INT64, UINT8, BOOL = range(6)
+
+
+class ComputeCapability(enum.Enum):
+    """GPUs that TensorRT for RTX builds for."""
+
+    NONE, CURRENT, SM75, SM89 = range(4)
 
 
 class TensorIOMode(enum.Enum):
@@ -221,6 +227,10 @@ class _Config:
         self.progress_monitor: Any = None
         self.profiles: list[_Profile] = []
         self.workspace = 0
+        self.num_compute_capabilities = 0
+
+    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
+        return index < self.num_compute_capabilities and capability is not ComputeCapability.NONE
 
     def set_memory_pool_limit(self, _pool: MemoryPoolType, size: int) -> None:
         self.workspace = size
@@ -335,10 +345,43 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return self._dtypes[name]
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> "_Context | None":
+    def create_runtime_config(self) -> "_RuntimeConfig":
+        return _RuntimeConfig()
+
+    def create_execution_context(
+        self, given: "ExecutionContextAllocationStrategy | _RuntimeConfig"
+    ) -> "_Context | None":
+        strategy = given.strategy if isinstance(given, _RuntimeConfig) else given
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise ValueError(f"strategy {strategy}")
         return None if faults.hit("create_execution_context", self.logger) else _Context(self)
+
+
+class _RuntimeCache:
+    def __init__(self) -> None:
+        self.loaded = False
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.loaded = blob == b"kernels"
+        statistics["kernels"] += self.loaded
+        return self.loaded
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
+class _RuntimeConfig:
+    def __init__(self) -> None:
+        self.strategy: ExecutionContextAllocationStrategy | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> _RuntimeCache:
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, _cache: _RuntimeCache) -> bool:
+        return True
 
 
 class _Context:

@@ -48,7 +48,7 @@ def driver(stand_in: Driver, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     """A GPU just switched on; at the end everything must have been given back, and nothing have gone wrong silently."""
     stand_in.reset()
     double.faults.clear()
-    double.statistics.update(builds=0, enqueued=0)
+    double.statistics.update(builds=0, enqueued=0, kernels=0)
     monkeypatch.setattr(bindings, "tensorrt", lambda: (double, "tensorrt"))
     print(f"VAULTML_SEED={SEED}")  # noqa: T201 - pytest shows it with a failure
     yield stand_in
@@ -159,6 +159,23 @@ def test_an_engine_is_built_once_and_kept(make: Make, small: Model, tmp_path: Pa
     assert (first.progress[0], first.progress[-1]) == (0.0, 1.0)
     assert second.progress == [1.0]
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".engine", ".lock", ".timings"]
+
+
+def test_tensorrt_for_rtx_keeps_its_kernels_too(
+    make: Make, small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bindings, "tensorrt", lambda: (double, bindings.RTX))
+    frames = noise(small, 5, SEED)
+    for seen in range(2):
+        engine = make(small, cache=tmp_path)
+        engine.warm_up()
+        assert same(engine.detect(frames), OnnxEngine(small).detect(frames))
+        assert double.statistics["kernels"] == seen
+    (kernels,) = tmp_path.glob("*-Stand-in-GPU.kernels")
+    kernels.write_bytes(b"another driver's")
+    make(small, cache=tmp_path).warm_up()
+    assert kernels.read_bytes() == b"kernels"
+    assert double.statistics["builds"] == 1
 
 
 def test_another_batch_is_another_engine(make: Make, small: Model, tmp_path: Path) -> None:

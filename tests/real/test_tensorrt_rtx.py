@@ -108,6 +108,8 @@ OBJECTS = {
     "engine": ("ICudaEngine", "_Engine"),
     "_runtime": ("Runtime", "Runtime"),
     "_context": ("IExecutionContext", "_Context"),
+    "settings": ("IRuntimeConfig", "_RuntimeConfig"),
+    "_kernels": ("IRuntimeCache", "_RuntimeCache"),
 }
 FILES = ("build.py", "execution.py", "load.py")
 
@@ -145,7 +147,10 @@ def test_every_name_in_use_is_in_the_real_bindings(trt: Any) -> None:
 
 
 # TensorRT itself can't be loaded without its libraries, which no package registry has; its names can be read.
-ONLY_RTX = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+ONLY_RTX = {
+    *("ComputeCapability", "num_compute_capabilities", "set_compute_capability"),
+    *("IRuntimeCache", "create_runtime_cache", "set_runtime_cache", "deserialize"),
+}
 
 
 def test_every_name_in_use_is_in_the_real_bindings_of_tensorrt_itself() -> None:

@@ -18,6 +18,7 @@ from vaultml_worker.engines.tensorrt.build import make_logger
 from vaultml_worker.engines.tensorrt.device import OutOfMemory, claimed
 from vaultml_worker.engines.tensorrt.execution import Execution, Running
 from vaultml_worker.engines.tensorrt.load import Built, Loader
+from vaultml_worker.engines.tensorrt.store import Store
 from vaultml_worker.records import EngineError, InvalidInput, Model
 from vaultml_worker.yolo import Candidates
 
@@ -91,6 +92,9 @@ class TensorRtEngine:
         self._tasks: deque[_Task] = deque()
         self._ended: str | None = None
         self._built: Built | None = None
+        self._store = Store(given.cache, given.observer)
+        self._device = ""
+        self._kernels = b""
         self._batch = self._options.max_batch
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._own_gpu, args=(ready,), name="gpu", daemon=True)
@@ -127,6 +131,8 @@ class TensorRtEngine:
         """Run the largest batch on grey, so that it is known to fit, then one frame."""
         self.detect(np.full((self._batch, *self._frame), 128, np.uint8))
         self.detect(np.full((1, *self._frame), 128, np.uint8))
+        if (kernels := self._ask(lambda execution: execution.kernels())) != self._kernels:
+            self._store.keep_kernels(self.built.path, self._device, kernels)
 
     def detect(self, frames: NDArray[np.uint8]) -> list[Candidates]:
         """See Engine. Raises ValueError for frames of another shape or type, EngineBroken."""
@@ -187,7 +193,9 @@ class TensorRtEngine:
             execution: Execution | None = None
             try:
                 engine, self._built = loader.load(self._model)
-                execution = Execution(bindings, engine, logger, self._frame)
+                self._device = gpu.name
+                self._kernels = self._store.kernels(self._built.path, gpu.name)
+                execution = Execution(bindings, engine, logger, self._frame, self._kernels)
                 self._fit(execution, options.max_batch)
                 ready.set_result(None)
                 self._serve(execution)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaultml_worker.engines.tensorrt.bindings import Bindings
+from vaultml_worker.engines.tensorrt.bindings import RTX, Bindings
 from vaultml_worker.engines.tensorrt.build import INPUT, OUTPUTS, BuildFailed, out_of_memory
 from vaultml_worker.engines.tensorrt.device import OutOfMemory, megabytes
 from vaultml_worker.records import EngineError
@@ -99,8 +99,13 @@ class Running:
 class Execution:
     """An execution context and its buffers, for batches of up to `batch` frames; `allocate` first."""
 
-    def __init__(self, bindings: Bindings, engine: Any, logger: Any, frame: tuple[int, int, int]) -> None:
-        """Prepare `engine` for frames of shape (height, width, 3). Raises OutOfMemory, ExecutionFailed, BuildFailed."""
+    def __init__(
+        self, bindings: Bindings, engine: Any, logger: Any, frame: tuple[int, int, int], kernels: bytes = b""
+    ) -> None:
+        """Prepare `engine` for frames of shape (height, width, 3); `kernels` are what `kernels()` once gave.
+
+        Raises OutOfMemory, ExecutionFailed, BuildFailed.
+        """
         trt = bindings.trt
         self._cuda = bindings.cuda
         self._trt = trt
@@ -112,8 +117,7 @@ class Execution:
         self._shaped = 0
         self.batch = 0
         self._compute: Any = None
-        # The activations' memory is ours, so that a smaller batch can do with less of it without another engine.
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._context, self._kernels = _context(bindings, engine, kernels)
         if self._context is None:
             errors = logger.last_errors()
             if out_of_memory(errors):
@@ -149,6 +153,11 @@ class Execution:
             raise
         self._shaped = 0
         self.batch = batch
+
+    def kernels(self) -> bytes:
+        """What TensorRT for RTX has compiled for this GPU so far; empty with TensorRT, whose engines hold it."""
+        serialized = None if self._kernels is None else self._kernels.serialize()
+        return b"" if serialized is None else bytes(serialized)
 
     @property
     def memory(self) -> int:
@@ -229,6 +238,7 @@ class Execution:
         """Wait for what is under way and free everything, in order; afterwards only the engine is left."""
         self._free()
         self._context = None  # before its stream, on which it may hold resources
+        self._kernels = None
         self._compute = None
 
     def _free(self) -> None:
@@ -289,8 +299,32 @@ class Execution:
         shape = (frames, *self._frame)
         if not self._context.set_input_shape(INPUT, shape):
             raise ExecutionFailed(f"TensorRT refuses {INPUT} {shape}: {self._logger.last_errors()}")
-        if unknown := self._context.infer_shapes():
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise ExecutionFailed(f"TensorRT can't infer shapes for {INPUT} {shape}: {error}") from None
+        if unknown:
             raise ExecutionFailed(f"TensorRT lacks the shapes of {', '.join(unknown)}")
+
+
+def _context(bindings: Bindings, engine: Any, kernels: bytes) -> tuple[Any, Any]:
+    """An execution context, None when TensorRT gives none; and TensorRT for RTX's store of kernels, else None.
+
+    The activations' memory is ours, so that a smaller batch can do with less of it without another engine.
+    """
+    strategy = bindings.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if bindings.flavour != RTX:
+        return engine.create_execution_context(strategy), None
+    # It compiles kernels when they first run, which takes seconds at every start unless they are kept.
+    settings = engine.create_runtime_config()
+    settings.set_execution_context_allocation_strategy(strategy)
+    cache = settings.create_runtime_cache()
+    if cache is not None:
+        if kernels:
+            cache.deserialize(kernels)  # False: from another GPU, driver or version; they are made anew
+        if not settings.set_runtime_cache(cache):
+            cache = None
+    return engine.create_execution_context(settings), cache
 
 
 def _check(trt: Any, engine: Any) -> dict[str, np.dtype[Any]]:

@@ -50,9 +50,7 @@ class Key:
     @property
     def hardware(self) -> str:
         """What the timings belong to, fit for a file name."""
-        return re.sub(
-            r"[^A-Za-z0-9.]+", "-", f"{self.runtime}-{self.device}-sm{''.join(map(str, self.compute_capability))}"
-        )
+        return _slug(f"{self.runtime}-{self.device}-sm{''.join(map(str, self.compute_capability))}")
 
 
 class Store:
@@ -101,6 +99,18 @@ class Store:
         path = self._timings(key)
         if path is not None and timings:
             self._write(path, timings)
+
+    def kernels(self, plan: Path | None, device: str) -> bytes:
+        """The kernels that TensorRT for RTX has made for a plan on GPUs of that name; empty when there are none."""
+        try:
+            return b"" if plan is None else _kernels(plan, device).read_bytes()
+        except OSError:
+            return b""
+
+    def keep_kernels(self, plan: Path | None, device: str, kernels: bytes) -> None:
+        """Write them. No digest: TensorRT checks them itself, and makes them anew when they don't fit."""
+        if plan is not None and kernels:
+            self._write(_kernels(plan, device), kernels)
 
     @contextlib.contextmanager
     def building(self, key: Key, stopped: Callable[[], bool]) -> Iterator[None]:
@@ -166,6 +176,14 @@ class Store:
             )
             return False
         return True
+
+
+def _kernels(plan: Path, device: str) -> Path:
+    return plan.with_name(f"{plan.stem}-{_slug(device)}.kernels")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)
 
 
 def _sync_folder(folder: Path) -> None:
