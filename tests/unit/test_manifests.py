@@ -87,6 +87,7 @@ def test_the_worker_understands_the_environment(name: str, monkeypatch: pytest.M
 def test_every_variable_of_the_worker_has_a_field_or_is_left_to_env() -> None:
     later = {"FORWARDING_MEDIA", "FORWARDING_METADATA", "FORWARDING_OBJECT_THRESHOLD", "REMOVE_AFTER_PROCESSED"}
     limits = {"RECORDING_MAX_BYTES", "RECORDING_MAX_PIXELS", "RECORDING_MAX_FRAMES", "DECODER_SECONDS", "DECODER_BYTES"}
+    limits |= {"ENGINE_BATCH"}
     assert {each.upper() for each in Settings.model_fields} == {*api.ENV_OF_SPEC, *later, *limits}
 
 

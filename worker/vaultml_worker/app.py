@@ -2,17 +2,19 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 
-from vaultml_worker import __version__, engines, fetch, model, queues
+from vaultml_worker import __version__, engines, fetch, model, onnx_graph, queues
 from vaultml_worker.decoders import Decoders
+from vaultml_worker.engines import Engine, EngineStopped, Gpu
 from vaultml_worker.engines.onnx import cpus
 from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log, masked_line
 from vaultml_worker.pipeline import Detector, Options, Outcome, Pipeline
-from vaultml_worker.records import InvalidInput, RetryableFailure
+from vaultml_worker.records import InvalidInput, Model, RetryableFailure
 from vaultml_worker.settings import Settings
 from vaultml_worker.vault import Vault
 from vaultml_worker.video import Limits
@@ -23,7 +25,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT; what is in work then is finished first.
 
-    Raises InvalidInput for settings or models that can't work, EngineFailure when the engine fails.
+    Raises InvalidInput for settings or models that can't work, EngineError when the engine can't start, EngineFailure
+    when it fails later.
     """
     configure_log(settings.log_format, settings.log_level, settings.secrets)
     stop = threading.Event()
@@ -33,7 +36,11 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    Worker(settings, stop).run()
+    try:
+        Worker(settings, stop).run()
+    except EngineStopped:
+        log.info("stopped: the engine that was being built is given up")
+        return
     log.info("stopped: everything in work was finished")
 
 
@@ -65,7 +72,8 @@ class Worker:
         settings = self._settings
         # What is fetched is kept with the engines: in a pod, the image's own cache can't be written to.
         path = fetch.locate(settings.model, settings.model_sha256, settings.engine_cache) if settings.model else None
-        precision = None if settings.model_precision == "auto" else settings.model_precision
+        engine_name, no_gpu = engines.choose(settings.engine)
+        precision = self._precision(engine_name, path)
         loaded = model.load(path, settings.model_weights, settings.model_names, precision, settings.model_sha256)
         for warning in model.warnings(loaded, path):
             log.warning(warning)
@@ -74,7 +82,26 @@ class Worker:
         self._say_model(loaded.table, loaded.name, loaded.sha256)
         if not settings.queue_target:
             log.warning("QUEUE_TARGET is empty: results reach only this log and the metrics")
-        engine = engines.create(settings.engine, loaded)
+        if no_gpu is not None:
+            log.info(f"the network runs on the CPU: {no_gpu}")
+        cache = settings.engine_cache or fetch.cache() / "engines"
+        options = engines.Options(cache, settings.engine_batch, EngineLog(self._metrics), self._stop.is_set)
+        engine = engines.create(engine_name, loaded, options)
+        try:
+            self._look(engine, loaded)
+        finally:
+            engine.close()
+
+    def _precision(self, engine: str, path: Path | None) -> onnx_graph.Precision | None:
+        """What the user asked for, else what suits the engine; an .onnx has its own."""
+        asked = self._settings.model_precision
+        if asked != "auto":
+            return asked
+        return engines.precision(engine) if model.has_precision(path) else None
+
+    def _look(self, engine: Engine, loaded: Model) -> None:
+        """Warm up, join the queue, work until the end."""
+        settings = self._settings
         decoders = Decoders(
             processes=cpus(),
             seconds=settings.decoder_seconds,
@@ -113,7 +140,6 @@ class Worker:
         finally:
             vault.close()
             decoders.close()
-            engine.close()
 
     def _say_model(self, table: str, name: str, sha256: str) -> None:
         if self._settings.log_format == "console" and table:
@@ -183,6 +209,47 @@ class Worker:
             lines.append(f"Sending to {settings.queue_target}")
         lines += [f"{event.key}: {summary(outcome.result['vaultml'])}", "next.."]
         log.info("recording", plain="\n".join(lines))
+
+
+class EngineLog:
+    """Tells the log and the metrics what an engine does."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._told = -1
+
+    def gpu(self, gpu: Gpu) -> None:
+        """See engines.Observer."""
+        self._metrics.gpu(gpu.name, gpu.uuid, gpu.driver, gpu.runtime, gpu.memory)
+        log.info(
+            "GPU",
+            name=gpu.name,
+            uuid=gpu.uuid,
+            memory_mib=gpu.memory >> 20,
+            driver=gpu.driver or None,
+            compute_capability=".".join(map(str, gpu.compute_capability)),
+            runtime=gpu.runtime,
+        )
+
+    def building(self, part: float) -> None:
+        """See engines.Observer."""
+        self._metrics.engine_built.set(part)
+        tenths = int(part * 10)
+        if tenths != self._told and 0 < tenths < 10:
+            log.info(f"engine {tenths * 10} % built")
+        self._told = tenths
+
+    def batch(self, frames: int) -> None:
+        """See engines.Observer."""
+        self._metrics.engine_batch.set(frames)
+
+    def info(self, message: str) -> None:
+        """See engines.Observer."""
+        log.info(message)
+
+    def warning(self, message: str) -> None:
+        """See engines.Observer."""
+        log.warning(message)
 
 
 def summary(vaultml: dict[str, Any]) -> str:

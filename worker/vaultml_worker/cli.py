@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vaultml_worker import __version__, settings
-from vaultml_worker.records import Failure, InvalidInput
+from vaultml_worker.records import EngineError, Failure, InvalidInput
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +25,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turns stored camera recordings into detections.",
 )
-model_cli = typer.Typer(no_args_is_help=True, help="Models: look at, export, fetch.")
+model_cli = typer.Typer(no_args_is_help=True, help="Models: look at, export, fetch, build, measure.")
 dev_cli = typer.Typer(no_args_is_help=True, help="Stand-ins for development: Vault, broker, Agent, and the demo.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(dev_cli, name="dev")
@@ -39,16 +39,18 @@ class PrecisionChoice(enum.StrEnum):
 
 
 def main() -> None:
-    """Run the command; what the user can mend is one line and exit code 2."""
+    """Run the command; what the user can mend is one line and exit code 2, an engine that can't start exit code 1."""
     try:
         cli()
     except (InvalidInput, Failure) as error:
         _fail(str(error))
+    except EngineError as error:
+        _fail(str(error), code=1)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     typer.echo(f"vaultml: {message}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 @cli.callback(invoke_without_command=True)
@@ -137,10 +139,12 @@ def _detecting(
     from vaultml_worker.pipeline import Detector, Options
 
     path = fetch.locate(given) if given is not None else None
-    loaded = models.load(path, weights, names)
+    engine_name, _ = engines.choose("auto")
+    precision = engines.precision(engine_name) if models.has_precision(path) else None
+    loaded = models.load(path, weights, names, precision)
     for warning in models.warnings(loaded, path):
         typer.echo(f"vaultml: {warning}", err=True)
-    engine = engines.create("auto", loaded)
+    engine = engines.create(engine_name, loaded, engines.Options(cache=fetch.cache() / "engines"))
     decoders = Decoders(processes=cpus(), seconds=600, memory=4 << 30)
     try:
         yield Detector(engine, loaded, Options(frames, threshold, (), move_distance)), decoders
@@ -194,6 +198,153 @@ def model_fetch(name: Annotated[str, typer.Argument(help="yolov3-tiny or yolov3"
         task = progress.add_task(name, total=None)
         folder = fetch.model(name, lambda done, total: progress.update(task, completed=done, total=total))
     typer.echo(str(folder))
+
+
+@model_cli.command("build")
+def model_build(
+    model: Annotated[str | None, typer.Argument(help="Darknet .cfg or .onnx, or yolov3; default: YOLOv3-tiny.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Darknet weights.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Labels, one a line.")] = None,
+    precision: Annotated[PrecisionChoice, typer.Option(help="Of a Darknet network.")] = PrecisionChoice.FP16,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Frames in a full batch, as ENGINE_BATCH.")] = 16,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the engine, as ENGINE_CACHE.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Build for GPUs that are not here, e.g. sm89; TensorRT for RTX only.")
+    ] = None,
+) -> None:
+    """Build the GPU engine of a model ahead of its first use; workers with the same cache find it."""
+    from vaultml_worker import engines, fetch
+    from vaultml_worker.engines import tensorrt
+
+    folder = cache or fetch.cache() / "engines"
+    capability = _capability(target)
+    if capability is None:
+        engines.choose("tensorrt")  # what is missing is said before a model is fetched
+    loaded = _model(model, weights, names, precision.value)
+    with _progress() as progress:
+        options = engines.Options(folder, batch, _Told(progress, loaded.name))
+        if capability is not None:
+            built = tensorrt.build_ahead(loaded, options, capability)
+        else:
+            engine = tensorrt.TensorRtEngine(loaded, options)
+            built = engine.built
+            engine.close()
+    if built.path is None:
+        raise InvalidInput(f"--cache {folder}: the engine could not be written there")
+    took = f"{built.seconds:.1f} s" if built.seconds else "was there already"
+    typer.echo(f"{built.path}: {built.size / (1 << 20):.1f} MiB, {took}")
+
+
+@model_cli.command("bench")
+def model_bench(
+    model: Annotated[str | None, typer.Argument(help="Darknet .cfg or .onnx, or yolov3; default: YOLOv3-tiny.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Darknet weights.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Labels, one a line.")] = None,
+    precision: Annotated[
+        PrecisionChoice | None, typer.Option(help="Of a Darknet network; default: the engine's best.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, tensorrt or onnxruntime, as ENGINE.")] = "auto",
+    batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 2,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the engine, as ENGINE_CACHE.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Measure a model on this machine: latency and frames per second by batch, with and without copies, memory."""
+    from vaultml_worker import engines, fetch
+    from vaultml_worker.engines import bench
+    from vaultml_worker.engines.tensorrt import TensorRtEngine
+
+    if engine not in ("auto", "tensorrt", "onnxruntime"):
+        raise InvalidInput(f"--engine {engine}: give auto, tensorrt or onnxruntime")
+    try:
+        sizes = sorted({int(size) for size in batches.split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1 or sizes[-1] > 256:
+        raise InvalidInput(f"--batches {batches}: give numbers from 1 to 256, comma-separated")
+    chosen, _ = engines.choose(engine)
+    loaded = _model(model, weights, names, precision.value if precision else engines.precision(chosen))
+    with _progress() as progress:
+        told = _Told(progress, loaded.name)
+        made = engines.create(chosen, loaded, engines.Options(cache or fetch.cache() / "engines", sizes[-1], told))
+        try:
+            measured = bench.measure(made, loaded, sizes, seconds)
+            memory = made.memory() if isinstance(made, TensorRtEngine) else None
+        finally:
+            made.close()
+    _print_bench(loaded.name, chosen, told.runs_on, measured, memory, as_json=as_json)
+
+
+def _print_bench(
+    model: str, engine: str, gpu: Any, measured: Any, memory: tuple[int, int] | None, *, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        document = {
+            "model": model,
+            "engine": engine,
+            "gpu": asdict(gpu) if gpu is not None else None,
+            "memory": {"engine": memory[0], "gpu": memory[1]} if memory else None,
+            "batches": [asdict(one) for one in measured],
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
+    typer.echo(f"{model}, {engine}" + (f", {gpu.name} ({gpu.runtime})" if gpu is not None else ""))
+    typer.echo(f"{'batch':>5} {'latency ms':>11} {'frames/s':>9} {'without copies':>15}")
+    for one in measured:
+        alone = f"{one.compute:15.1f}" if one.compute is not None else f"{'':>15}"
+        typer.echo(f"{one.batch:5} {one.latency * 1000:11.1f} {one.throughput:9.1f} {alone}")
+    if memory:
+        typer.echo(
+            f"GPU memory: {memory[0] >> 20} MiB for activations and buffers, {memory[1] >> 20} MiB in use in all"
+        )
+
+
+class _Told:
+    """Shows what an engine tells, in a command."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=1.0)
+        self.runs_on: Any = None
+
+    def gpu(self, gpu: Any) -> None:
+        """See engines.Observer."""
+        self.runs_on = gpu
+
+    def building(self, part: float) -> None:
+        """See engines.Observer."""
+        self._progress.update(self._task, completed=part)
+
+    def batch(self, frames: int) -> None:
+        """See engines.Observer."""
+
+    def info(self, message: str) -> None:
+        """See engines.Observer."""
+
+    def warning(self, message: str) -> None:
+        """See engines.Observer."""
+        typer.echo(f"vaultml: {message}", err=True)
+
+
+def _model(given: str | None, weights: Path | None, names: Path | None, precision: Any) -> Any:
+    """The model, in this precision unless it has its own."""
+    from vaultml_worker import fetch
+    from vaultml_worker import model as models
+
+    path = fetch.locate(given) if given is not None else None
+    return models.load(path, weights, names, precision if models.has_precision(path) else None)
+
+
+def _capability(target: str | None) -> tuple[int, int] | None:
+    """sm89 → (8, 9)."""
+    if target is None:
+        return None
+    number = target.lower().removeprefix("sm").replace("_", "")
+    if not (number.isascii() and number.isdecimal() and 2 <= len(number) <= 3):
+        raise InvalidInput(f"--target {target}: give a compute capability such as sm89")
+    return int(number[:-1]), int(number[-1])
 
 
 @cli.command()

@@ -48,6 +48,13 @@ def _load(path: Path | None, weights: Path | None, names: Path | None, precision
     raise InvalidInput(f"{path}: a model is a Darknet .cfg (with its .weights) or an .onnx")
 
 
+def has_precision(path: Path | None) -> bool:
+    """Whether the precision of the model at `path` (None: the default) can be chosen, which a Darknet network's can."""
+    if path is None:
+        path = next((there for there in _BAKED_IN if there.is_file()), Path("default.cfg"))
+    return path.suffix.lower() == ".cfg"
+
+
 def coco() -> tuple[str, ...]:
     """The 80 COCO labels in Darknet's order."""
     return tuple(files(__package__).joinpath("data/coco.names").read_text().split("\n")[:80])

@@ -88,6 +88,19 @@ class Metrics:
         self._retries = Counter(
             "vaultml_vault_retries", "Calls to a Vault that failed and were repeated", ["cause"], registry=self.registry
         )
+        self._gpu = Gauge(
+            "vaultml_gpu_info",
+            "1 for the GPU in use",
+            ["name", "uuid", "driver", "runtime"],
+            registry=self.registry,
+        )
+        self._gpu_memory = Gauge("vaultml_gpu_memory_bytes", "Memory of the GPU in use", registry=self.registry)
+        self.engine_built = Gauge(
+            "vaultml_engine_build_progress", "Part of the engine that is built, 0 to 1", registry=self.registry
+        )
+        self.engine_batch = Gauge(
+            "vaultml_engine_batch_frames", "Frames of the largest batch that fits", registry=self.registry
+        )
         for outcome in ("published", "dead-letter"):
             self._recordings.labels(outcome)
 
@@ -99,6 +112,11 @@ class Metrics:
         for frame in detections:
             for detection in frame:
                 self._detections.labels(detection.label).inc()
+
+    def gpu(self, name: str, uuid: str, driver: str, runtime: str, memory: int) -> None:
+        """This GPU runs the network; `memory` in bytes."""
+        self._gpu.labels(name, uuid, driver, runtime).set(1)
+        self._gpu_memory.set(memory)
 
     def dead_letter(self, cause: str) -> None:
         """One message became a dead letter."""

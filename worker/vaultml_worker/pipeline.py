@@ -18,6 +18,7 @@ from vaultml_worker.queues import Message, Queue
 from vaultml_worker.records import (
     Cause,
     Detection,
+    EngineError,
     Event,
     Model,
     PermanentFailure,
@@ -102,7 +103,7 @@ class Detector:
         return tracking.track(detections, times, move_distance=self.options.move_distance)
 
 
-class EngineFailure(RuntimeError):  # noqa: N818 - its message names the engine
+class EngineFailure(EngineError):  # noqa: N818 - its message names the engine
     """The engine failed on frames that any engine can take: the machine's trouble, not a recording's."""
 
 

@@ -66,6 +66,10 @@ class InvalidInput(ValueError):  # noqa: N818 - an input, not a program error
     """A model, a setting or a file named by the user is wrong; the text says what to do."""
 
 
+class EngineError(RuntimeError):
+    """An engine can't start, or can't go on: the device's or its software's trouble, not a recording's."""
+
+
 @dataclass(frozen=True, slots=True)
 class VaultAccess:
     """Where a Vault is and how to sign in. Its repr shows no keys."""

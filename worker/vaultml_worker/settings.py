@@ -88,11 +88,16 @@ class Settings(BaseSettings):
     )
     engine: Literal["auto", "onnxruntime", "tensorrt"] = Field(
         default="auto",
-        description="What runs the network. `auto`: the best one there is here. `tensorrt` is not there yet: the "
-        "worker ends rather than fall back to the CPU.",
+        description="What runs the network. `auto`: the GPU where one can be used, else the CPU. `tensorrt`: the GPU; "
+        "without one the worker ends rather than fall back to the CPU.",
+    )
+    engine_batch: int = Field(
+        default=16, ge=1, le=256, description="Frames in a full batch of `tensorrt`; halved while memory is short."
     )
     engine_cache: Path | None = Field(
-        default=None, description="Folder that keeps built engines between starts; used by `tensorrt`."
+        default=None,
+        description="Folder that keeps built engines between starts, shared by the workers of a node; used by "
+        "`tensorrt`. Absent: the user's cache.",
     )
     detection_threshold: float = Field(default=0.5, gt=0, lt=1, description="Least probability of a detection.")
     detection_classes: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -161,7 +161,7 @@ def test_a_container_that_cannot_be_made(kafka: Broker, pipelines: Pipelines, ma
 
 
 def test_a_worker_that_ends_at_once_says_why(kafka: Broker, pipelines: Pipelines, machine: dict[str, Any]) -> None:
-    """A GPU was asked for, and this version has no GPU engine: the worker's last words are in the condition."""
+    """A GPU was asked for, and none can be used here: the worker's last words are in the condition."""
     pipelines.apply(body(kafka, **machine))
     saying(pipelines, "CrashLooping", "exit code", "ENGINE=tensorrt", "set ENGINE=onnxruntime")
     pipelines.apply(body(kafka, engine="onnxruntime", **machine))
