@@ -18,6 +18,7 @@ import select
 import signal
 import stat
 import sys
+import warnings  # noqa: F401 - os.execvpe asks for it, when an image's files have taken the place of Python's
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWUTS, _NEWUSER, _NEWPID = 0x20000, 0x4000000, 0x10000000, 0x20000000
