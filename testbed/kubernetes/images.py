@@ -15,6 +15,8 @@ class Image:
     Containers see this machine's files and keep what they write to themselves, in a layer that goes with them;
     `shared` names folders for which that isn't so (as for coverage data). `files` names folders that are the image: no
     volume hides them, as one at /tmp would where they lie below it.
+
+    A real image has its own files in the folder `root`, and runs as `user`: containers see these instead.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -23,6 +25,8 @@ class Image:
     working_folder: str = "/"
     shared: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    root: str = "/"
+    user: int | None = None
 
 
 # For pods of tests: a shell, and Python for whatever takes more.

@@ -161,6 +161,46 @@ def test_without_a_model_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pyt
         fetch.model("yolov9")
 
 
+def test_weights_that_someone_brings_are_checked_like_fetched_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULTML_CACHE", str(tmp_path / "cache"))
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    (brought / "yolov3.weights").write_bytes(b"good")
+    with pytest.raises(InvalidInput, match="fetched damaged or changed"):
+        fetch.model("yolov3", weights=brought)
+    monkeypatch.setattr(fetch, "_YOLOV3_WEIGHTS", hashlib.sha256(b"good").hexdigest())
+    folder = fetch.model("yolov3", weights=brought)
+    assert (folder / "yolov3.weights").read_bytes() == b"good"
+    assert (darknet.read_cfg(folder / "yolov3.cfg").width, model.coco()) == (
+        608,
+        tuple((folder / "yolov3.names").read_text().split("\n")[:80]),
+    )
+
+
+def test_weights_of_the_tiny_model_need_their_cfg_which_is_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULTML_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "TINY_WEIGHTS", hashlib.sha256(b"good").hexdigest())
+    (tmp_path / "yolov3-tiny.weights").write_bytes(b"good")
+    with pytest.raises(InvalidInput, match=r"yolov3-tiny.cfg is missing: yolov3-tiny.weights needs it"):
+        fetch.model("yolov3-tiny", weights=tmp_path)
+    (tmp_path / "yolov3-tiny.cfg").write_text("[net]\n[yolo]\nmask = 3,4,5\n[yolo]\nmask = 0,1,2\n")
+    folder = fetch.model("yolov3-tiny", weights=tmp_path)
+    assert (folder / "yolov3-tiny.cfg").read_text().endswith("mask = 1,2,3\n")
+
+
+def test_the_model_of_an_image_goes_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.cfg").write_text(CFG)
+    tiny_weights(darknet.read_cfg(tmp_path / "small.cfg"), tmp_path / "small.weights", seed=3)
+    (tmp_path / "small.names").write_text("a\nb\nc\n")
+    (tmp_path / "model.cfg").symlink_to("small.cfg")
+    monkeypatch.setattr(model, "_BAKED_IN", (tmp_path / "model.cfg",))
+    assert model.load().name == "small"
+
+
 def test_coco_has_eighty_labels() -> None:
     assert len(model.coco()) == 80
     assert (model.coco()[0], model.coco()[-1]) == ("person", "toothbrush")

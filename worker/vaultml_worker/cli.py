@@ -190,13 +190,20 @@ def model_export(
 
 
 @model_cli.command("fetch")
-def model_fetch(name: Annotated[str, typer.Argument(help="yolov3-tiny or yolov3")]) -> None:
+def model_fetch(
+    name: Annotated[str, typer.Argument(help="yolov3-tiny or yolov3")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder that may hold NAME.weights: taken from there, if so, not fetched.")
+    ] = None,
+) -> None:
     """Fetch a published model, checked by digest, and print its folder."""
     from vaultml_worker import fetch
 
     with _progress() as progress:
         task = progress.add_task(name, total=None)
-        folder = fetch.model(name, lambda done, total: progress.update(task, completed=done, total=total))
+        folder = fetch.model(
+            name, lambda done, total: progress.update(task, completed=done, total=total), weights=weights
+        )
     typer.echo(str(folder))
 
 

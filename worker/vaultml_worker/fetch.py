@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -51,18 +52,41 @@ def locate(given: str, sha256: str | None = None, into: Path | None = None) -> P
     return _once(folder, lambda made: _from_url(given, sha256, made / name)) / name
 
 
-def model(name: str, progress: Progress | None = None, into: Path | None = None) -> Path:
+def model(name: str, progress: Progress | None = None, into: Path | None = None, weights: Path | None = None) -> Path:
     """Fetch a model once; gives its folder with <name>.cfg, .weights and .names.
 
-    It is kept in `into`, unless the cache has it already. Raises InvalidInput for an unknown name, a digest that
-    differs, no way to reach it, or no place to keep it.
+    It is kept in `into`, unless the cache has it already. Where the folder `weights` has <name>.weights, with its cfg
+    for yolov3-tiny, these are taken, digest-checked all the same. Raises InvalidInput for an unknown name, a digest
+    that differs, no way to reach it, or no place to keep it.
     """
     fetchers = {"yolov3-tiny": _tiny, "yolov3": _yolov3}
     if name not in fetchers:
         raise InvalidInput(f"no model {name}: there are {', '.join(fetchers)}")
     there = cache() / "models" / name
     folder = there if there.is_dir() or into is None else into / "models" / name
+    if weights is not None and (weights / f"{name}.weights").is_file():
+        return _once(folder, lambda made: _given(name, weights, made))
     return _once(folder, lambda made: fetchers[name](made, progress))
+
+
+def _given(name: str, given: Path, folder: Path) -> None:
+    """A model whose weights someone has brought; the cfg of yolov3 and the labels are ours."""
+    target = folder / f"{name}.weights"
+    shutil.copyfile(given / target.name, target)
+    if name == "yolov3":
+        _check(target, _YOLOV3_WEIGHTS)
+        _packaged("yolov3.cfg", folder / "yolov3.cfg")
+    else:
+        _check(target, TINY_WEIGHTS)
+        cfg = given / f"{name}.cfg"
+        if not cfg.is_file():
+            raise InvalidInput(f"{cfg} is missing: {target.name} needs it beside it")
+        (folder / cfg.name).write_bytes(_right_mask(cfg.read_bytes()))
+    _packaged("coco.names", folder / f"{name}.names")
+
+
+def _packaged(name: str, target: Path) -> None:
+    target.write_bytes(files(__package__).joinpath("data", name).read_bytes())
 
 
 def _once(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -141,13 +165,12 @@ def _yolov3(folder: Path, progress: Progress | None) -> None:
         _download(_YOLOV3_URL, target, _YOLOV3_SIZE, progress)
     except InvalidInput as error:
         raise InvalidInput(
-            f"{error}: it needs internet; on a closed network put yolov3.cfg and yolov3.weights into a folder and set "
-            "MODEL"
+            f"{error}: it needs internet; on a closed network bring yolov3.weights and name its folder: "
+            "vaultml model fetch yolov3 --weights FOLDER"
         ) from None
     _check(target, _YOLOV3_WEIGHTS)
-    packaged = files(__package__).joinpath("data")
-    (folder / "yolov3.cfg").write_bytes(packaged.joinpath("yolov3.cfg").read_bytes())
-    (folder / "yolov3.names").write_bytes(packaged.joinpath("coco.names").read_bytes())
+    _packaged("yolov3.cfg", folder / "yolov3.cfg")
+    _packaged("coco.names", folder / "yolov3.names")
 
 
 def _download(url: str, target: Path, most: int, progress: Progress | None = None) -> None:

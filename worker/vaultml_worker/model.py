@@ -63,7 +63,8 @@ def coco() -> tuple[str, ...]:
 def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | None, Path | None]:
     for path in _BAKED_IN:
         if path.is_file():
-            return path, weights, names
+            # In our own images it is a link: the model goes by the name of what it points at.
+            return path.resolve(), weights, names
     try:
         tiny = fetch.model("yolov3-tiny")
     except InvalidInput as error:

@@ -105,7 +105,6 @@ class Outlook:
 
     decision: Decision
     status: Mapping[str, Any]
-    reading: Reading | None
     remark: str
     """What the queue's reader last did or could not do besides reading; empty: nothing so far."""
     trouble: str
@@ -185,9 +184,7 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Outlook(
-            state.decision, state.published or {}, state.measured.reading, state.remark, state.measured.failed
-        )
+        return Outlook(state.decision, state.published or {}, state.remark, state.measured.failed)
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""

@@ -145,6 +145,7 @@ class Container:
         args = self._spec.get("args") or ([] if self._spec.get("command") else list(image.command))
         message = self._folder / "termination-log"
         message.write_bytes(b"")
+        message.chmod(0o666)  # it is the container's, whoever that runs as
         target = self._spec.get("terminationMessagePath", "/dev/termination-log")
         return {
             "argv": [expand(word, variables) for word in (*command, *args)],
@@ -158,6 +159,8 @@ class Container:
             ],
             "shared": list(image.shared),
             "files": list(image.files),
+            "root": image.root,
+            "user": image.user,
             "read_only_root": self._spec.get("securityContext", {}).get("readOnlyRootFilesystem", False),
         }
 

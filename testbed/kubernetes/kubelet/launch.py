@@ -4,8 +4,8 @@
 process id of the command. A second line says why the command could not be started; without one, it has been. It is
 run with the standard library alone: containers start often, and imports take most of the time.
 
-The root is an overlay over this machine's, with a scratch layer that goes with the container: whatever the command
-writes outside its volumes is gone afterwards and never reaches the machine.
+The root is an overlay over this machine's, or over an image's own files, with a scratch layer that goes with the
+container: whatever the command writes outside its volumes is gone afterwards and never reaches what is below.
 """
 
 # pathlib takes longer to import than all of this.
@@ -18,6 +18,7 @@ import select
 import signal
 import stat
 import sys
+import warnings  # noqa: F401 - os.execvpe asks for it, when an image's files have taken the place of Python's
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWUTS, _NEWUSER, _NEWPID = 0x20000, 0x4000000, 0x10000000, 0x20000000
@@ -51,7 +52,7 @@ def main() -> None:
         _die_with_parent()
         if select.select([alive], [], [], 0)[0]:
             os._exit(1)
-        _become(spec, told)
+        _become(spec, told, alive)
     os.write(told, json.dumps({"pid": child}).encode() + b"\n")
     os.close(told)
     os._exit(_exit_code(os.waitpid(child, 0)[1]))
@@ -76,7 +77,7 @@ def _separate() -> None:
             file.write(line)
 
 
-def _become(spec: dict, told: int) -> None:  # type: ignore[type-arg]
+def _become(spec: dict, told: int, alive: int) -> None:  # type: ignore[type-arg]
     """Be the command. Never returns."""
     try:
         os.setsid()
@@ -84,6 +85,10 @@ def _become(spec: dict, told: int) -> None:  # type: ignore[type-arg]
         hostname = spec["hostname"].encode()
         _call("sethostname", hostname, len(hostname))
         _enter_root(spec)
+        if spec["user"] is not None:
+            _be_user(spec["user"])
+            if select.select([alive], [], [], 0)[0]:
+                os._exit(1)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
             signal.signal(number, signal.SIG_DFL)
         _execute(spec["argv"], spec["env"])
@@ -92,6 +97,15 @@ def _become(spec: dict, told: int) -> None:  # type: ignore[type-arg]
         os.write(told, json.dumps({"reason": reason, "message": str(error)}).encode() + b"\n")
     finally:
         os._exit(128)
+
+
+def _be_user(number: int) -> None:
+    """Have the user's rights and no way to others."""
+    _call("prctl", 38, *(ctypes.c_ulong(each) for each in (1, 0, 0, 0)))  # PR_SET_NO_NEW_PRIVS
+    os.setgroups([])
+    os.setgid(number)
+    os.setuid(number)
+    _die_with_parent()  # forgotten with the change of user
 
 
 def _execute(argv: list[str], env: dict[str, str]) -> None:
@@ -109,7 +123,8 @@ def _execute(argv: list[str], env: dict[str, str]) -> None:
 def _enter_root(spec: dict) -> None:  # type: ignore[type-arg]
     """Make the overlay the root, with the volumes in their places."""
     scratch = spec["scratch"]
-    mounts = _machine_mounts()
+    below = spec["root"]
+    mounts = _machine_mounts() if below == "/" else []
     # While they can be reached; opened without following into what is mounted later.
     sources = [os.open(mount["source"], os.O_PATH | os.O_CLOEXEC) for mount in spec["mounts"]]
     shared = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in spec["shared"]]
@@ -117,9 +132,9 @@ def _enter_root(spec: dict) -> None:  # type: ignore[type-arg]
     _mount("scratch", scratch, "tmpfs", 0, "mode=755")
     root = f"{scratch}/root"
     os.mkdir(root)
-    if _is_first_user():
+    if _is_first_user() or below != "/":
         layers = ["/"]
-        _overlay("/", root, scratch, 0)
+        _overlay(below, root, scratch, 0)
         for number, target in enumerate(mounts, 1):
             with contextlib.suppress(OSError):  # a file system that can't be a layer is left out
                 _mirror(target, root + target, scratch, str(number))

@@ -1,5 +1,6 @@
 """A pod's volumes as folders of its own, to be mounted into its containers, and kept up to date."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Volumes:
             except (MissingReferenceError, ApiError):
                 continue
             if files is not None:
-                _publish(self._folder / volume["name"], files)
+                _publish(self._folder / volume["name"], files, _owner(pod))
 
     def mounts(self, container: Object, variables: dict[str, str]) -> list[dict[str, object]]:
         """What to mount where in a container."""
@@ -76,7 +77,7 @@ class Volumes:
         folder.mkdir(parents=True, exist_ok=True)
         files = await self._projected(pod, volume)
         if files is not None:
-            _publish(folder, files)
+            _publish(folder, files, _owner(pod))
         elif "emptyDir" in volume:
             folder.chmod(0o777)
         else:
@@ -184,7 +185,13 @@ def _host_path(volume: Object) -> Path:
     return path
 
 
-def _publish(folder: Path, files: Files) -> None:
+def _owner(pod: Object) -> int:
+    """Whose the files are: a pod's token is for its own user to read, and for nobody else."""
+    user: int | None = pod["spec"].get("securityContext", {}).get("runAsUser")
+    return user if user is not None and os.geteuid() == 0 else os.geteuid()
+
+
+def _publish(folder: Path, files: Files, owner: int) -> None:
     """Swap all files at once, as a kubelet does: names are links into a folder that one rename replaces."""
     link = folder / "..data"
     if link.exists() and _read(link) == {name: content for name, (content, _) in files.items()}:
@@ -196,6 +203,7 @@ def _publish(folder: Path, files: Files) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(mode)
+        os.chown(path, owner, -1)
     fresh.mkdir(exist_ok=True)
     scratch = folder / "..data_tmp"
     scratch.symlink_to(fresh.name)
