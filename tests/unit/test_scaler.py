@@ -150,7 +150,7 @@ def test_settings_that_the_client_refuses_are_told_and_end_nothing() -> None:
             "the lag can't be read (ValueError): see QueueReachable",
         )
         refuse[0] = False
-        await until(lambda: (scaler.outlook(KEY) or outlook).reading is not None)
+        await until(lambda: (scaler.outlook(KEY) or outlook).trouble == "")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
