@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testbed.cache import cache
 from testbed.kubernetes import Image
-from testbed.process import cache
 
 _CHECKOUT = Path(__file__).parents[1]
 _TOOLS = ("buildah", "debootstrap")

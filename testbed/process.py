@@ -22,13 +22,6 @@ _PORTS = range(20_000, 32_768)
 _handed_out: set[int] = set()
 
 
-def cache() -> Path:
-    """Where what is fetched or built once is kept: $VAULTML_CACHE, else the user's cache folder."""
-    if given := os.environ.get("VAULTML_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml"
-
-
 def free_port() -> int:
     """Return a TCP port nobody listens on at 127.0.0.1, never the same one twice in this process."""
     for _ in range(1000):

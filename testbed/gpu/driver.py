@@ -4,11 +4,10 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.process import cache
+from testbed.cache import cache, kept
 
 _SOURCE = Path(__file__).with_name("driver.c")
 _FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1")
@@ -33,24 +32,16 @@ def build(users: Sequence[Path]) -> Path:
     wanted = sorted({name for user in users for name in _undefined(user)})
     source = _SOURCE.read_text()
     digest = hashlib.sha256("\n".join([source, *_FLAGS, *wanted]).encode()).hexdigest()
-    folder = cache() / f"gpu-driver-{digest[:16]}"
-    if folder.is_dir():
-        return folder
-    stubs = "".join(
-        f"int {name}(void) {{ return {NOT_SUPPORTED}; }}\n" for name in wanted if f"int {name}(" not in source
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as scratch:
-        made = Path(scratch) / "lib"
+
+    def compiled(scratch: Path) -> Path:
+        made = scratch / "lib"
         made.mkdir()
-        (made / "stubs.c").write_text(stubs)
+        stubs = (f"int {name}(void) {{ return {NOT_SUPPORTED}; }}\n" for name in wanted if f"int {name}(" not in source)
+        (made / "stubs.c").write_text("".join(stubs))
         _cc(*_FLAGS, "-o", str(made / "libcuda.so.1"), str(_SOURCE), str(made / "stubs.c"))
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same
-                raise
-    return folder
+        return made
+
+    return kept(cache() / f"gpu-driver-{digest[:16]}", compiled)
 
 
 def _cc(*arguments: str) -> None:

@@ -6,10 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from testbed.process import cache
+from testbed.cache import cache, kept
+from testbed.gpu.pip import pip
 
 _LOCK = Path(__file__).parents[2] / "requirements" / "testbed-pycuda.txt"
 # Nothing of pycuda's that we use needs it, and it would want a library that is not there.
@@ -31,20 +31,9 @@ def available() -> str | None:
 def installed() -> Path:
     """The folder to put on the path for `import pycuda`, compiling it (two minutes) when it is not there yet.
 
-    The folder appears whole or not at all. Raises RuntimeError with the compiler's words.
+    Raises RuntimeError with the compiler's words.
     """
-    folder = _folder()
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as scratch:
-        made = _compile(Path(scratch))
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same
-                raise
-    return folder
+    return kept(_folder(), _compile)
 
 
 def library() -> Path:
@@ -65,11 +54,11 @@ def _compile(scratch: Path) -> Path:
     packages = re.split(r"\n(?=\S)", _LOCK.read_text())
     (scratch / "pycuda.txt").write_text("\n".join(one for one in packages if one.startswith("pycuda==")))
     (scratch / "others.txt").write_text("\n".join(one for one in packages if not one.startswith("pycuda==")))
-    _pip("install", "--target", str(tools), "-r", str(scratch / "others.txt"))
+    pip("install", "--target", str(tools), "-r", str(scratch / "others.txt"))
     root = _cuda_root(tools)
     links.mkdir()
     _link(root, links)
-    _pip(
+    pip(
         "download",
         "--no-binary",
         "pycuda",
@@ -90,7 +79,7 @@ def _compile(scratch: Path) -> Path:
         "CXXFLAGS": f"-I{root / 'include'}",
         "MAKEFLAGS": "-j2",
     }
-    _pip("install", "--no-build-isolation", "--target", str(made), str(source), environment=environment, hashes=False)
+    pip("install", "--no-build-isolation", "--target", str(made), str(source), environment=environment, hashes=False)
     for path in tools.iterdir():  # what pycuda needs at run time; the compiler (hundreds of MB) stays behind
         if path.name != "nvidia" and not path.name.startswith("nvidia_") and not (made / path.name).exists():
             path.rename(made / path.name)
@@ -113,18 +102,3 @@ def _link(root: Path, links: Path) -> None:
         ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", links / "libcuda.so", links / "empty.c"],
         check=True,
     )
-
-
-def _pip(*arguments: str, environment: dict[str, str] | None = None, hashes: bool = True) -> None:
-    command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        command + (["--require-hashes"] if hashes else []),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"pycuda could not be made ({' '.join(arguments[:2])}):\n{done.stdout[-4000:]}")

@@ -1,12 +1,11 @@
 """The real TensorRT for RTX, whose parser and builder need no GPU; installed once (519 MB) and kept in the cache."""
 
 import hashlib
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from testbed.process import cache
+from testbed.cache import cache, kept
+from testbed.gpu.pip import pip
 
 _LOCK = Path(__file__).parents[2] / "requirements" / "testbed-tensorrt.txt"
 
@@ -21,31 +20,15 @@ def available() -> str | None:
 def installed() -> Path:
     """The folder to put on the path for `import tensorrt_rtx_bindings`, fetching it when it is not there yet.
 
-    The folder appears whole or not at all. Raises RuntimeError with pip's words.
+    Raises RuntimeError with pip's words.
     """
-    folder = _folder()
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as scratch:
-        made = Path(scratch) / "tensorrt-rtx"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*pip, "--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", made, "-r", _LOCK],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"TensorRT for RTX could not be fetched:\n{done.stdout[-4000:]}")
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same
-                raise
-    return folder
+    return kept(_folder(), _fetch)
+
+
+def _fetch(scratch: Path) -> Path:
+    made = scratch / "tensorrt-rtx"
+    pip("install", "--only-binary", ":all:", "--target", str(made), "-r", str(_LOCK))
+    return made
 
 
 def _folder() -> Path:

@@ -2,11 +2,10 @@
 
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from testbed.process import cache
+from testbed.cache import cache, kept
 
 _POM = Path(__file__).with_name("pom.xml")
 
@@ -23,31 +22,24 @@ def available() -> str | None:
 def jars() -> Path:
     """Return the folder with Kafka's jars, fetching them (54 MB) when they are not there yet.
 
-    The folder appears whole or not at all, whoever is interrupted or fetches at the same time. Raises RuntimeError
-    with Maven's output when it fails.
+    Raises RuntimeError with Maven's output when it fails.
     """
-    lib = _cache()
-    if lib.is_dir():
-        return lib
-    lib.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=lib.parent, prefix="fetch-") as scratch:
-        fetched = Path(scratch) / "lib"
-        maven = subprocess.run(
-            ["mvn", "-B", "-q", "-f", _POM, "dependency:copy-dependencies", f"-DoutputDirectory={fetched}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if maven.returncode != 0:
-            raise RuntimeError(f"mvn could not fetch Kafka's jars (status {maven.returncode}):\n{maven.stdout}")
-        try:
-            fetched.rename(lib)
-        except OSError:
-            if not lib.is_dir():  # else another process was first, with the same jars
-                raise
-    return lib
+    return kept(_cache(), _fetch)
+
+
+def _fetch(scratch: Path) -> Path:
+    fetched = scratch / "lib"
+    maven = subprocess.run(
+        ["mvn", "-B", "-q", "-f", _POM, "dependency:copy-dependencies", f"-DoutputDirectory={fetched}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if maven.returncode != 0:
+        raise RuntimeError(f"mvn could not fetch Kafka's jars (status {maven.returncode}):\n{maven.stdout}")
+    return fetched
 
 
 def _cache() -> Path:

@@ -6,12 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.process import cache
+from testbed.cache import cache, kept
 
 _PACKAGES = {
     "etcd": "go.etcd.io/etcd/server/v3",
@@ -56,13 +55,13 @@ class Build:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():  # else another process has built it meanwhile
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as scratch:
-                    built = Path(scratch) / "bin"
-                    for name, package in self.packages.items():
-                        self.go("build", "-trimpath", "-ldflags", self._flags, "-o", str(built / name), package)
-                    built.rename(folder)
-        return folder
+            return kept(folder, self._build)
+
+    def _build(self, scratch: Path) -> Path:
+        built = scratch / "bin"
+        for name, package in self.packages.items():
+            self.go("build", "-trimpath", "-ldflags", self._flags, "-o", str(built / name), package)
+        return built
 
     def go(self, *arguments: str) -> str:
         """Run go in the module's folder and return what it prints. Raises RuntimeError with that when it fails."""

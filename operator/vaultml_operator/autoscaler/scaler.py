@@ -363,10 +363,10 @@ class Scaler(Generic[K]):
         decision = decide(state.subject.policy, observation, state.history, self._wall())
         changed = state.decision is None or decision.replicas != state.decision.replicas
         state.history, state.decision = decision.history, decision
-        state.due = time.monotonic() + decision.next_poll_seconds
+        now = time.monotonic()
+        state.due = now + decision.next_poll_seconds
         known = state.measured
         new = picture.status(observation, decision, known.rates, known.reading, known.processed)
-        now = time.monotonic()
         if picture.differs(state.published, new, late=now > state.late_at):
             state.published, state.late_at, changed = new, _late_at(now), True
         self._told(key, observation, decision)
