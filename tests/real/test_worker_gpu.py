@@ -47,6 +47,8 @@ def test_it_publishes_what_the_cpu_does(stage: Callable[..., Scene], gpu: dict[s
     assert found.keys() == expected.keys()
     for key, body in found.items():
         assert body["vaultml"]["engine"] == "tensorrt"
+        assert body["vaultml"]["gpu"]["uuid"] == "GPU-00112233-4455-6677-8899-aabbccddeeff"
+        assert "gpu" not in expected[key]["vaultml"]
         data, wanted = body["data"], expected[key]["data"]
         assert data["labels"] == wanted["labels"]
         np.testing.assert_allclose(numbers(data["boxes"]), numbers(wanted["boxes"]), atol=1)  # rounded to pixels

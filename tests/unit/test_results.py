@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vaultml_worker import events, results
+from vaultml_worker.engines import Gpu
 from vaultml_worker.records import Detection, Frame, Model, Sample
 from vaultml_worker.tracking import track
 
@@ -22,11 +23,13 @@ def seen() -> tuple[tuple[Detection, ...], ...]:
     return (), cars, ()
 
 
-def vaultml(detections: tuple[tuple[Detection, ...], ...]) -> dict[str, Any]:
+def vaultml(detections: tuple[tuple[Detection, ...], ...], gpu: Gpu | None = None) -> dict[str, Any]:
     frames = tuple(Frame(np.zeros((1, 1, 3), np.uint8), 1000.0 * i) for i in range(len(detections)))
     sample = Sample(frames, 5, 1280, 720, 5000.0, truncated=True)
     tracks = track(detections, [frame.timestamp for frame in frames], move_distance=10)
-    return results.vaultml(model=MODEL, engine="onnxruntime", sample=sample, tracks=tracks, timings={"fetch": 1.23})
+    return results.vaultml(
+        model=MODEL, engine="some-engine", gpu=gpu, sample=sample, tracks=tracks, timings={"fetch": 1.23}
+    )
 
 
 def test_the_result_is_hub_mls_byte_for_byte_up_to_our_object() -> None:
@@ -64,6 +67,15 @@ def test_our_object_fits_its_schema() -> None:
     broken = document | {"truncated": "yes"}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, results.schema())
+
+
+@pytest.mark.parametrize("driver", ["580.95.05", ""])
+def test_it_names_the_gpu_as_far_as_it_is_known(driver: str) -> None:
+    document = vaultml(seen(), Gpu("NVIDIA L4", "GPU-0011", 24 << 30, driver, (8, 9), "tensorrt 11.4"))
+    jsonschema.validate(document, results.schema())
+    known = {"name": "NVIDIA L4", "uuid": "GPU-0011", "memory": 24 << 30, "runtime": "tensorrt 11.4"}
+    assert document["gpu"] == known | ({"driver": driver} if driver else {})
+    assert "gpu" not in vaultml(seen())
 
 
 def test_a_result_is_strict_json() -> None:

@@ -67,6 +67,7 @@ def run(
     vaultml = results.vaultml(
         model=detector.model,
         engine=detector.engine.name,
+        gpu=detector.engine.gpu,
         sample=sample,
         tracks=detector.track(sample, detections),
         timings={"detect": milliseconds},

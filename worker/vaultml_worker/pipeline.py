@@ -205,6 +205,7 @@ class Pipeline:
             vaultml = results.vaultml(
                 model=self._detector.model,
                 engine=self._detector.engine.name,
+                gpu=self._detector.engine.gpu,
                 sample=sample,
                 tracks=tracks,
                 timings=timings,

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from vaultml_worker import events
+from vaultml_worker.engines import Gpu
 from vaultml_worker.records import Detection, Event, Model, Sample, Track
 
 
@@ -27,12 +28,19 @@ def data(detections: Sequence[Sequence[Detection]]) -> dict[str, list[Any]]:
 
 
 def vaultml(
-    *, model: Model, engine: str, sample: Sample, tracks: Sequence[Track], timings: Mapping[str, float]
+    *,
+    model: Model,
+    engine: str,
+    gpu: Gpu | None,
+    sample: Sample,
+    tracks: Sequence[Track],
+    timings: Mapping[str, float],
 ) -> dict[str, Any]:
     """Our own part of every result, described by `schema()`. `timings` are milliseconds by stage."""
     return {
         "model": {"name": model.name, "sha256": model.sha256},
         "engine": engine,
+        **({"gpu": _gpu(gpu)} if gpu is not None else {}),
         "frames": {
             "asked": sample.asked,
             "decoded": len(sample.frames),
@@ -76,6 +84,11 @@ def vault_format(event: Event, detections: Sequence[Sequence[Detection]], vaultm
 def encode(result: Mapping[str, Any]) -> bytes:
     """One line of JSON as hub-ml spells it (ASCII, a space after each comma and colon)."""
     return json.dumps(result, allow_nan=False).encode()
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    known = {"name": gpu.name, "uuid": gpu.uuid, "memory": gpu.memory, "driver": gpu.driver, "runtime": gpu.runtime}
+    return {name: value for name, value in known.items() if value}
 
 
 def _track(track: Track) -> dict[str, Any]:

@@ -14,10 +14,31 @@ MAX_BATCH = 16
 """Frames of a full batch, unless the settings say otherwise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU that an engine runs on.
+
+    `uuid` begins with GPU- or MIG-; `memory` is in bytes; `driver` is the driver's own version, empty where it can't be
+    read; `compute_capability` is (major, minor); `runtime` is what runs on it, with its version.
+    """
+
+    name: str
+    uuid: str
+    memory: int
+    driver: str
+    compute_capability: tuple[int, int]
+    runtime: str
+
+
 class Engine(Protocol):
     """A network loaded and ready on some device."""
 
     name: str
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU that it runs on; None: on the CPU."""
+        ...
 
     def warm_up(self) -> None:
         """Run once on nothing, so that the first recording doesn't pay for start-up."""
@@ -34,22 +55,6 @@ class Engine(Protocol):
 
 class EngineStopped(Exception):  # noqa: N818 - no error: it was asked to
     """The worker is to end: the engine that was being built won't be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """The GPU that an engine runs on.
-
-    `uuid` begins with GPU- or MIG-; `memory` is in bytes; `driver` is the driver's own version, empty where it can't be
-    read; `compute_capability` is (major, minor); `runtime` is what runs on it, with its version.
-    """
-
-    name: str
-    uuid: str
-    memory: int
-    driver: str
-    compute_capability: tuple[int, int]
-    runtime: str
 
 
 class Observer(Protocol):

@@ -21,6 +21,7 @@ class OnnxEngine:
     """Runs the graph on this machine's CPU with `threads` threads (default: as many as the container may use)."""
 
     name = "onnxruntime"
+    gpu = None
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()

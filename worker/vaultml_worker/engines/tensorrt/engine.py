@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaultml_worker.engines.base import EngineStopped, Options
+from vaultml_worker.engines.base import EngineStopped, Gpu, Options
 from vaultml_worker.engines.tensorrt import bindings as bindings_
 from vaultml_worker.engines.tensorrt.build import make_logger
 from vaultml_worker.engines.tensorrt.device import OutOfMemory, claimed
@@ -93,7 +93,7 @@ class TensorRtEngine:
         self._ended: str | None = None
         self._built: Built | None = None
         self._store = Store(given.cache, given.observer)
-        self._device = ""
+        self._gpu: Gpu | None = None
         self._kernels = b""
         self._batch = self._options.max_batch
         ready: Future[None] = Future()
@@ -104,6 +104,12 @@ class TensorRtEngine:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def gpu(self) -> Gpu:
+        """See Engine."""
+        assert self._gpu is not None  # set before the constructor returns
+        return self._gpu
 
     @property
     def batch(self) -> int:
@@ -132,7 +138,7 @@ class TensorRtEngine:
         self.detect(np.full((self._batch, *self._frame), 128, np.uint8))
         self.detect(np.full((1, *self._frame), 128, np.uint8))
         if (kernels := self._ask(lambda execution: execution.kernels())) != self._kernels:
-            self._store.keep_kernels(self.built.path, self._device, kernels)
+            self._store.keep_kernels(self.built.path, self.gpu.name, kernels)
 
     def detect(self, frames: NDArray[np.uint8]) -> list[Candidates]:
         """See Engine. Raises ValueError for frames of another shape or type, EngineBroken."""
@@ -193,7 +199,7 @@ class TensorRtEngine:
             execution: Execution | None = None
             try:
                 engine, self._built = loader.load(self._model)
-                self._device = gpu.name
+                self._gpu = gpu
                 self._kernels = self._store.kernels(self._built.path, gpu.name)
                 execution = Execution(bindings, engine, logger, self._frame, self._kernels)
                 self._fit(execution, options.max_batch)
