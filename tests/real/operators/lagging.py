@@ -57,6 +57,9 @@ class Queue:
                 "bootstrap.servers": self.broker.plaintext,
                 "group.id": self.group,
                 "client.id": client,
+                # Whoever joins or is lost is heard of at once, not after 3 and 45 seconds.
+                "heartbeat.interval.ms": 500,
+                "session.timeout.ms": 6_000,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
             }

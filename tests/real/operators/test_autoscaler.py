@@ -222,7 +222,12 @@ def test_the_idlest_workers_go_first(kafka: Broker, farm: Farm, pipelines: Pipel
                 each.poll(0.1)
             return all(len(each.assignment()) == 1 for each in members.values())
 
-        wait_for(shared_out, 60, "a partition for each worker")
+        try:
+            wait_for(shared_out, 60, "a partition for each worker")
+        except TimeoutError as error:
+            group = queue.admin.describe_consumer_groups([queue.group])[queue.group].result(30)
+            error.add_note(f"{group.state}, {[each.assignment() for each in members.values()]}")
+            raise
         owner = {each.assignment()[0].partition: name for name, each in members.items()}
         # Only one has anything left to do, from one moment to the next: on the way there, others are as idle as it is.
         done = [
