@@ -52,7 +52,7 @@ def run(_footage: Path | None) -> str:
     with Broker() as broker:
         results = [_measure(trace, broker) for trace in traces()[:2]]
     first = results[0].trace
-    said = ["trace", "autoscaler", "p50, s", "p95, s", "max, s", "excess p95, s", "GPU-s (of work)", "turns (allowed)"]
+    said = ["trace", "autoscaler", "first asked, s", "p50, s", "p95, s", "max, s", "excess p95, s", "GPU-s (of work)"]
     rows = [row for result in results for row in _rows(result)]
     judged = ["trace", "excess p95, ours / KEDA's", "goal", "GPU-s, ours / KEDA's", "goal", "turns", "verdict"]
     return (
@@ -62,10 +62,11 @@ def run(_footage: Path | None) -> str:
         f"and cool down for {first.cooldown:g} s. KEDA: lagThreshold {LAG_THRESHOLD}, maxReplicaCount as many as there "
         f"are GPUs. Ours: lagPerReplica {LAG_PER_REPLICA}, drainSeconds {DRAIN_SECONDS}, nothing known before the "
         f"first recording. Median of {ROUNDS} rounds (least to most), whose first recordings meet the loops elsewhere. "
+        "First asked: from the first recording until the Deployment asks for a worker. "
         "Wait: from a recording's timestamp to its commit. GPU-s: of pods that have a node, looked at each "
         f"{POLL_S:g} s, until the last one is gone. Floor: a clairvoyant that holds all GPUs from the first recording "
         "on. Turns: changes of direction. CPU: of this machine, which runs all of it, and its other work.\n\n"
-        f"{table([*said, 'CPU busy, %'], rows)}\n\n"
+        f"{table([*said, 'turns (allowed)', 'CPU busy, %'], rows)}\n\n"
         f"{table(judged, [_judgement(result) for result in results])}\n\n"
         "Workers asked for, in seconds since the first recording (the middle round by p95; plots are in "
         f"`{PLOTS.relative_to(Path(__file__).parents[2])}`):\n\n"
@@ -89,13 +90,14 @@ def _measure(trace: Trace, broker: Broker) -> _Result:
 def _rows(result: _Result) -> list[list[str]]:
     trace = result.trace
     work = len(trace.arrivals[0]) * trace.seconds
-    best = [trace.name, "the floor", "", f"{result.floor:.1f}", "", "0", f"({work:.0f})", "", ""]
+    best = [trace.name, "the floor", "", "", f"{result.floor:.1f}", "", "0", f"({work:.0f})", "", ""]
     return [
         best,
         *(
             [
                 trace.name,
                 label,
+                _range([run.first_asked for run in runs]),
                 *(_range([run.quantile(share) for run in runs]) for share in (0.5, 0.95, 1)),
                 f"{result.excess(runs):.1f}",
                 f"{_range([run.gpu_seconds for run in runs], 0)} ({work:.0f})",

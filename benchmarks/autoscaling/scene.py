@@ -70,6 +70,11 @@ class Run:
     gpu_seconds: float
     busy: float
 
+    @property
+    def first_asked(self) -> float:
+        """Until the first worker was asked for."""
+        return next((time for time, count in self.replicas if count), float("inf"))
+
     def quantile(self, share: float) -> float:
         """A wait that so large a share of the recordings does not exceed."""
         return self.waits[min(int(len(self.waits) * share), len(self.waits) - 1)]
