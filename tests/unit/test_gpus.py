@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaultml_operator import api, manifests
-from vaultml_operator.autoscaler.gpus import Demand, Pool, admits, demand_of, free_for, quantity, requests
+from vaultml_operator.autoscaler.gpus import Demand, Pool, admits, demand_of, quantity, requests
 from vaultml_operator.credentials import Credentials
 
 GPU = "nvidia.com/gpu"
@@ -91,6 +91,15 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
 )
 def test_requests_add_up_as_the_scheduler_adds_them(spec: dict[str, Any], number: int) -> None:
     assert requests(spec) == ({GPU: number} if number else {})
+
+
+def free_for(pool: Pool, demand: Demand) -> int:
+    """How many more pods of this demand would find a node now."""
+    return sum(
+        max(0, offered - pool.held(node.name, demand.resource)) // demand.count
+        for node in pool.nodes.values()
+        if (offered := node.offers(demand.resource)) and admits(node, demand)
+    )
 
 
 def test_what_is_offered_less_what_is_held_is_free() -> None:

@@ -296,15 +296,6 @@ def admits(node: Node, demand: Demand) -> bool:
     )
 
 
-def free_for(pool: Pool, demand: Demand) -> int:
-    """How many more pods of this demand would find a node now."""
-    return sum(
-        max(0, offered - pool.held(node.name, demand.resource)) // demand.count
-        for node in pool.nodes.values()
-        if (offered := node.offers(demand.resource)) and admits(node, demand)
-    )
-
-
 def _selected(node: Node, affinity: Mapping[str, Any]) -> bool:
     # Terms are alternatives; what stands in one holds together; an empty one selects nothing.
     return any(
