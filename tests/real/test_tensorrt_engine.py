@@ -31,7 +31,7 @@ from vaultml_worker.records import EngineError, InvalidInput, Model
 
 SEED = int(os.environ.get("VAULTML_SEED", "20261125"))
 BATCH = 4
-SOAK = int(os.environ.get("VAULTML_SOAK_BATCHES", "2000"))
+SOAK = int(os.environ.get("VAULTML_SOAK_BATCHES", "10000"))
 
 
 @pytest.fixture(scope="module")
@@ -545,7 +545,7 @@ def test_a_replaced_pinned_buffer_is_found(
 
 
 def test_many_batches_take_no_more_memory(driver: Driver, make: Make, small: Model) -> None:
-    """2,000 batches here, 10,000 with VAULTML_SOAK_BATCHES=10000."""
+    """10,000 batches, or as many as VAULTML_SOAK_BATCHES says."""
     engine = make(small)
     frames = noise(small, BATCH, SEED)
 
