@@ -148,6 +148,25 @@ class Keda:
         pipeline.scale(min(max(wanted, 1), self.trace.gpus))
 
 
+class Keeper:
+    """The best that can be done by who sees everything at once, but not ahead, and keeps some workers between bursts.
+
+    As many workers as there is work for; `kept` while there is none; none once nothing will come any more.
+    """
+
+    def __init__(self, trace: Trace, kept: int) -> None:
+        self.trace, self.kept = trace, kept
+        self._last = max(time for time, _ in trace.arrivals[0])
+
+    def __call__(self, pipeline: Pipeline) -> float:
+        """Ten times a second."""
+        over = pipeline.world.now > self._last
+        began = bool(pipeline.end)
+        least = self.kept if began and not over else 0
+        pipeline.scale(min(max(pipeline.lag, least), self.trace.gpus))
+        return 0.1
+
+
 def floor(trace: Trace) -> World:
     """The clairvoyant: all workers that the GPUs and partitions allow, ready when the first recording's would be.
 
