@@ -32,6 +32,10 @@ cli.add_typer(model_cli, name="model")
 cli.add_typer(dev_cli, name="dev")
 
 
+_STYLES = {"ok": "green", "info": "dim", "warning": "yellow", "wrong": "bold red"}
+"""How the states of findings look on a terminal."""
+
+
 class PrecisionChoice(enum.StrEnum):
     """Precision of an exported network."""
 
@@ -102,9 +106,6 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     if any(finding.state is State.WRONG for finding in findings):
         raise typer.Exit(1)
-
-
-_STYLES = {"ok": "green", "info": "dim", "warning": "yellow", "wrong": "bold red"}
 
 
 @cli.command()

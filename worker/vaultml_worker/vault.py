@@ -287,7 +287,7 @@ def _reason(error: RequestException) -> str:
     """The cause, by the exception's kind alone: its text may hold a signed URL."""
     for kind, reason in (
         (_MALFORMED, "its address or a header is malformed"),
-        (SSLError, "its certificate is not trusted"),
+        (SSLError, "no TLS, or a certificate that is not trusted"),
         (ConnectTimeout, "no connection in time"),
         (Timeout, "no answer in time"),
         (ConnectionFailed, "no connection, or it broke"),

@@ -62,7 +62,8 @@ def _reach(consumer: Consumer, topic: str, heard: list[KafkaError]) -> Any:
             consumer.poll(0)  # serves error_cb
             firm = [one for one in heard if one.code() in _FIRM]
             if firm or time.monotonic() > end:
-                return [*firm, *heard, error.args[0]][0]
+                telling = [one for one in heard if one.code() != KafkaError._ALL_BROKERS_DOWN]
+                return [*firm, *telling, error.args[0]][0]
 
 
 def _topic(name: str, cluster: Any, topic: str) -> Finding:
@@ -86,7 +87,7 @@ def _group(consumer: Consumer, settings: Settings, places: list[TopicPartition])
 
 
 def _wrong(name: str, what: str, error: KafkaError) -> Finding:
-    meaning, todo = advice(error) or ("refused", "ask who runs the brokers")
+    meaning, todo = advice(error) or ("an error", "check KAFKA_BROKER and KAFKA_SECURITY, and the brokers' log")
     return Finding(name, State.WRONG, f"{what}: {meaning} [{error.name()}: {error.str()}]", todo)
 
 
