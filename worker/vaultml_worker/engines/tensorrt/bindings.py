@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,8 +107,8 @@ def pycuda() -> Any:
 def pycuda_version() -> str:
     """The version of the pycuda that is installed, whether or not it can be loaded. Raises Missing."""
     try:
-        return importlib.metadata.version("pycuda")
-    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module("pycuda").VERSION_TEXT)
+    except ModuleNotFoundError:
         raise Missing("pycuda is not installed", _GET_IT) from None
 
 

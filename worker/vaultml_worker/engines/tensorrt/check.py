@@ -46,9 +46,9 @@ def _cuda(cuda: Any) -> Finding:
     found = f"{newest} by the driver; pycuda was built for {wanted}"
     if driver >= built:
         return Finding("CUDA", State.OK, found)
-    # Within a major version newer programs run on older drivers, as long as they want nothing new.
-    state = State.WARNING if driver[0] == built[0] else State.WRONG
-    return Finding("CUDA", state, f"{found}: the driver is older", f"install a driver for CUDA {wanted} or newer")
+    if driver[0] == built[0]:
+        return Finding("CUDA", State.INFO, f"{found}: the driver is older, which within a major version works")
+    return Finding("CUDA", State.WRONG, f"{found}: the driver is older", f"install one for CUDA {built[0]} or newer")
 
 
 def _device(cuda: Any) -> Finding:
