@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from testbed import darknet, kubernetes
+from testbed.gpu import driver, pycuda
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster, gpus
 from testbed.process import wait_for
@@ -18,6 +19,8 @@ from tests.real.namespace import Namespace, deployment, pod, ready
 from tests.real.scene import Scene
 from vaultml_worker import fetch
 from vaultml_worker.dev import agent, footage
+
+_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +76,18 @@ def removed(cluster: Cluster) -> Namespace:
 def original() -> None:
     """The original Darknet is on this machine."""
     need(darknet.available())
+
+
+@pytest.fixture(scope="session")
+def gpu() -> dict[str, str]:
+    """Variables that give a process a GPU."""
+    need(driver.available() or pycuda.available())
+    paths = [_ROOT / "testbed" / "gpu" / "site", _ROOT, _ROOT / "worker", pycuda.installed()]
+    return {
+        "PYTHONPATH": ":".join(map(str, paths)),
+        "LD_LIBRARY_PATH": str(driver.build([pycuda.library()])),
+        "ENGINE": "tensorrt",
+    }
 
 
 @pytest.fixture(scope="session")

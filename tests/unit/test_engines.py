@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from vaultml_worker import engines
+from vaultml_worker.engines import tensorrt
 from vaultml_worker.engines.tensorrt import bindings
-from vaultml_worker.records import InvalidInput
+from vaultml_worker.records import InvalidInput, State
 
 
 class CudaError(Exception):
@@ -70,6 +71,34 @@ def test_what_is_missing_is_said_and_the_cpu_never_taken_silently(modules: dict[
     chosen, why = engines.choose("auto")
     assert chosen == "onnxruntime"
     assert why is not None
+
+
+def test_each_part_is_judged_whatever_else_is_missing(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings, "libcuda", object)
+    modules["tensorrt"] = SimpleNamespace(__version__="11.4")
+    modules["pycuda.driver"] = ImportError(LIBRARY.format("libfoo.so"))
+    found, complete = tensorrt.check()
+    told = {one.name: (one.state, one.found) for one in found}
+    assert told["TensorRT"] == (State.OK, "tensorrt 11.4")
+    assert told["pycuda"][0] is State.WRONG
+    assert "libfoo.so" in told["pycuda"][1]
+    assert {told[name][0] for name in ("CUDA", "device")} == {State.INFO}
+    assert not complete
+
+
+@pytest.mark.parametrize(("driver", "state"), [(13000, State.WRONG), (14000, State.INFO), (14020, State.OK)])
+def test_a_driver_older_than_pycuda_is_told(
+    modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch, driver: int, state: State
+) -> None:
+    monkeypatch.setattr(bindings, "libcuda", object)
+    cuda = pycuda(devices=0)
+    cuda.get_driver_version, cuda.get_version = lambda: driver, lambda: (14, 2, 0)
+    modules.update({"pycuda.driver": cuda, "pycuda": SimpleNamespace(VERSION_TEXT="2026.1")})
+    found = {one.name: one for one in tensorrt.check()[0]}
+    assert found["CUDA"].state is state
+    assert ("the driver is older" in found["CUDA"].found) == (state is not State.OK)
+    assert found["device"].state is State.WRONG
+    assert "CUDA_VISIBLE_DEVICES" in found["device"].advice
 
 
 def test_tensorrt_goes_before_its_rtx_flavour(modules: dict[str, Any]) -> None:

@@ -77,8 +77,7 @@ class Worker:
         loaded = model.load(path, settings.model_weights, settings.model_names, precision, settings.model_sha256)
         for warning in model.warnings(loaded, path):
             log.warning(warning)
-        if unknown := set(settings.detection_classes) - set(loaded.labels):
-            raise InvalidInput(f"DETECTION_CLASSES: the model has no label {', '.join(sorted(unknown))}")
+        model.check_labels(loaded, settings.detection_classes)
         self._say_model(loaded.table, loaded.name, loaded.sha256)
         if not settings.queue_target:
             log.warning("QUEUE_TARGET is empty: results reach only this log and the metrics")

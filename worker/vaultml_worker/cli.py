@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vaultml_worker import __version__, settings
 from vaultml_worker.records import EngineError, Failure, InvalidInput
@@ -29,6 +30,10 @@ model_cli = typer.Typer(no_args_is_help=True, help="Models: look at, export, fet
 dev_cli = typer.Typer(no_args_is_help=True, help="Stand-ins for development: Vault, broker, Agent, and the demo.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(dev_cli, name="dev")
+
+
+_STYLES = {"ok": "green", "info": "dim", "warning": "yellow", "wrong": "bold red"}
+"""How the states of findings look on a terminal."""
 
 
 class PrecisionChoice(enum.StrEnum):
@@ -74,6 +79,33 @@ def worker() -> None:
     from vaultml_worker import app
 
     app.run(settings.load())
+
+
+@cli.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of lines.")] = False,
+) -> None:
+    """Say whether a worker with this environment would work on this machine; exit code 1 when it would not.
+
+    Looks at settings, GPU, model, decoders, queue and Vault, for at most 20 seconds; takes no message, fetches nothing.
+    """
+    from dataclasses import asdict
+
+    from vaultml_worker import doctor as doctor_
+    from vaultml_worker.records import State
+
+    console = Console(highlight=False, soft_wrap=True)
+    findings = []
+    for finding in doctor_.examine():
+        findings.append(finding)
+        if not as_json:
+            told = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
+            line = Text.assemble((f"{finding.state:<8}", _STYLES[finding.state]), f"{finding.name:<13}", told)
+            console.print(line)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    if any(finding.state is State.WRONG for finding in findings):
+        raise typer.Exit(1)
 
 
 @cli.command()

@@ -108,7 +108,7 @@ class _Child:
             raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
 
     def close(self) -> None:
-        _end(self._pool)
+        end(self._pool)
 
     def _make(self) -> ProcessPool:
         # Not fork: the worker has threads (librdkafka's among them). A child is renewed now and then, so that what
@@ -124,10 +124,11 @@ class _Child:
     def _replace(self) -> None:
         broken, self._pool = self._pool, self._make()
         # Ending a broken pool may block on the lock that broke it.
-        threading.Thread(target=_end, args=(broken,), name="end-decoder", daemon=True).start()
+        threading.Thread(target=end, args=(broken,), name="end-decoder", daemon=True).start()
 
 
-def _end(pool: ProcessPool) -> None:
+def end(pool: ProcessPool) -> None:
+    """End its processes, whatever they do."""
     pool.stop()  # type: ignore[no-untyped-call]
     with contextlib.suppress(TimeoutError):
         pool.join(timeout=10)

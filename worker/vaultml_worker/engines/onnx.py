@@ -54,6 +54,11 @@ class OnnxEngine:
         """Nothing to give back."""
 
 
+def version() -> str:
+    """The version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """How many CPUs this process may use: its affinity, bounded by the container's CPU limit (cgroup v2, then v1)."""
     allowed = len(os.sched_getaffinity(0))

@@ -1,7 +1,9 @@
-"""Queues: where events come from and results go. A new one is a file here and a line in `connect`."""
+"""Queues: where events come from and results go. A new one is a file here and a line in `connect` and `check`."""
 
+from vaultml_worker.queues import kafka_check
 from vaultml_worker.queues.base import Message, Queue, Report
 from vaultml_worker.queues.kafka import KafkaQueue
+from vaultml_worker.records import Finding
 from vaultml_worker.settings import Settings
 
 
@@ -13,4 +15,9 @@ def connect(settings: Settings, report: Report) -> Queue:
     return KafkaQueue(settings, report)
 
 
-__all__ = ["Message", "Queue", "Report", "connect"]
+def check(settings: Settings) -> list[Finding]:
+    """Whether a worker could do its work on that queue; takes seconds, takes no message and changes nothing."""
+    return kafka_check.check(settings)
+
+
+__all__ = ["Message", "Queue", "Report", "check", "connect"]

@@ -106,9 +106,7 @@ class KafkaQueue:
         try:
             self._consumer, self._producer = Consumer(consumer), Producer(producer)
         except KafkaException as error:
-            raise InvalidInput(
-                f"wrong settings: the Kafka client refuses the KAFKA_ variables: {error.args[0].str()}"
-            ) from None
+            raise InvalidInput(f"wrong settings: {REFUSED}: {error.args[0].str()}") from None
         self._progress: dict[int, Progress] = {}
         self._subscribed = False
         self._next_look = 0.0
@@ -345,11 +343,12 @@ class KafkaQueue:
 
     def _trouble(self, error: KafkaError, what: str) -> None:
         """Report what is wrong and what to do, the same thing not more often than every half minute."""
-        advice = next((text for codes, text in _ADVICE if error.code() in codes), "")
+        told = advice(error)
         now = time.monotonic()
-        if now - self._reported.get(f"{error.name()} {advice}", -_REPEAT_S) >= _REPEAT_S:
-            self._reported[f"{error.name()} {advice}"] = now
-            self._report(f"Kafka, {what}: {advice or error.str()} [{error.name()}: {error.str()}]")
+        if now - self._reported.get(f"{error.name()} {told}", -_REPEAT_S) >= _REPEAT_S:
+            self._reported[f"{error.name()} {told}"] = now
+            said = f"{': '.join(told)}; waiting" if told else error.str()
+            self._report(f"Kafka, {what}: {said} [{error.name()}: {error.str()}]")
 
 
 def _place(message: Message) -> _Place:
@@ -357,6 +356,12 @@ def _place(message: Message) -> _Place:
     return message.token
 
 
+def advice(error: KafkaError) -> tuple[str, str] | None:
+    """What an error means and what to do, where we know."""
+    return next(((meaning, todo) for codes, meaning, todo in _ADVICE if error.code() in codes), None)
+
+
+REFUSED = "the Kafka client refuses the KAFKA_ variables"
 _MISSING_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 _REBALANCING = (
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -370,24 +375,29 @@ _REBALANCING = (
 _ADVICE = (
     (
         (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED),
-        "authentication failed: check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM; waiting",
+        "authentication failed",
+        "check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM",
     ),
     (
         (KafkaError._SSL,),
-        "TLS failed: check that KAFKA_SSL_CA holds the CA that signed the brokers' certificate, and that KAFKA_BROKER "
-        "uses the names in it; waiting",
+        "TLS failed",
+        "check that KAFKA_SSL_CA holds the CA that signed the brokers' certificate, and that KAFKA_BROKER uses the "
+        "names in it",
     ),
-    (_MISSING_TOPIC, "the topic does not exist: create it, or correct the name; waiting"),
+    (_MISSING_TOPIC, "the topic does not exist", "create it, or correct the name"),
     (
         (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._TIMED_OUT),
-        "not reachable: check KAFKA_BROKER and KAFKA_SECURITY, and that the brokers run; waiting",
+        "not reachable",
+        "check KAFKA_BROKER and KAFKA_SECURITY, and that the brokers run",
     ),
     (
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED),
-        "the user may not do this: allow it to read QUEUE_NAME in KAFKA_GROUP and to write QUEUE_TARGET; waiting",
+        "the user may not do this",
+        "allow it to read QUEUE_NAME in KAFKA_GROUP and to write QUEUE_TARGET",
     ),
     (
         (KafkaError.INCONSISTENT_GROUP_PROTOCOL,),
-        "KAFKA_GROUP is in use by consumers of another kind (hub-ml?): stop them first, or use another group; waiting",
+        "KAFKA_GROUP is in use by consumers of another kind (hub-ml?)",
+        "stop them first, or use another group",
     ),
 )

@@ -18,6 +18,18 @@ _RTX_LIBRARIES_IN = "onnxruntime_ep_nv_tensorrt_rtx"
 _RTX_LIBRARIES = ("libcudart.so*", "libtensorrt_rtx.so*", "libtensorrt_onnxparser_rtx.so*")
 
 
+_GET_IT = "use the worker's GPU image, or pip install 'vaultml[gpu]'"
+
+
+class Missing(InvalidInput):
+    """Something that the GPU engine needs is not here: `found` says what, `advice` what to do."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}: {advice}")
+        self.found = found
+        self.advice = advice
+
+
 @dataclass(frozen=True, slots=True)
 class Bindings:
     """`trt`: the module `tensorrt` or `tensorrt_rtx`; `cuda`: `pycuda.driver`; `flavour`: which TensorRT it is."""
@@ -27,17 +39,18 @@ class Bindings:
     flavour: str
 
     @property
-    def version(self) -> str:
-        """TensorRT's version."""
-        return str(self.trt.__version__)
+    def runtime(self) -> str:
+        """TensorRT's flavour and version."""
+        return f"{self.flavour} {self.trt.__version__}"
 
 
 def load() -> Bindings:
     """Both libraries, with a driver and at least one GPU behind them.
 
-    Raises InvalidInput that says what is missing and what to do.
+    Raises Missing.
     """
-    cuda = _pycuda()
+    cuda = pycuda()
+    count(cuda)
     trt, flavour = tensorrt()
     return Bindings(trt, cuda, flavour)
 
@@ -46,15 +59,23 @@ def missing() -> str | None:
     """None when the GPU engine can run here, else a sentence that says what is missing."""
     try:
         load()
-    except InvalidInput as error:
+    except Missing as error:
         return str(error)
     return None
+
+
+def libcuda() -> ctypes.CDLL:
+    """The NVIDIA driver's library. Raises Missing."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise _no_driver() from None
 
 
 def tensorrt() -> tuple[Any, str]:
     """The TensorRT there is, and its flavour: `tensorrt`, else `tensorrt_rtx`. Needs no GPU.
 
-    Raises InvalidInput when there is none.
+    Raises Missing.
     """
     broken = []
     for name in _FLAVOURS:
@@ -68,34 +89,49 @@ def tensorrt() -> tuple[Any, str]:
         except (ImportError, OSError) as error:
             broken.append(f"{name}: {error}")
     why = f"can't be loaded ({'; '.join(broken)})" if broken else "is not installed"
-    raise InvalidInput(f"TensorRT {why}: use the worker's GPU image, or pip install 'vaultml[gpu]'")
+    raise Missing(f"TensorRT {why}", _GET_IT)
 
 
-def _pycuda() -> Any:
+def pycuda() -> Any:
+    """The module `pycuda.driver`; it needs the driver's library, but no GPU. Raises Missing."""
     try:
-        cuda = importlib.import_module("pycuda.driver")
+        return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"{error.name} is not installed: use the worker's GPU image, or pip install 'vaultml[gpu]'"
-        ) from None
+        raise Missing(f"{error.name} is not installed", _GET_IT) from None
     except ImportError as error:
         if "libcuda.so" in str(error):
-            raise InvalidInput(
-                "the NVIDIA driver's libcuda.so.1 is not here: give the container a GPU (--gpus all, or a limit on "
-                "nvidia.com/gpu), or install the driver"
-            ) from None
-        raise InvalidInput(f"pycuda can't be loaded ({error}): install it anew for this CUDA") from None
+            raise _no_driver() from None
+        raise Missing(f"pycuda can't be loaded ({error})", "install it anew for this CUDA") from None
+
+
+def pycuda_version() -> str:
+    """The version of the pycuda that is installed, whether or not it can be loaded. Raises Missing."""
+    try:
+        return str(importlib.import_module("pycuda").VERSION_TEXT)
+    except ModuleNotFoundError:
+        raise Missing("pycuda is not installed", _GET_IT) from None
+
+
+def count(cuda: Any) -> int:
+    """How many GPUs the driver, set up by this, shows to this process: at least one. Raises Missing."""
     try:
         cuda.init()
-        count = cuda.Device.count()
+        found = int(cuda.Device.count())
     except cuda.Error as error:
-        raise InvalidInput(
-            f"the NVIDIA driver finds no usable GPU ({error}): look at nvidia-smi, and whether this container was "
-            "given a GPU"
+        raise Missing(
+            f"the NVIDIA driver finds no usable GPU ({error})",
+            "look at nvidia-smi, and whether this container was given a GPU",
         ) from None
-    if count == 0:
-        raise InvalidInput("there is no GPU: look at nvidia-smi, NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES")
-    return cuda
+    if found == 0:
+        raise Missing("there is no GPU", "look at nvidia-smi, NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES")
+    return found
+
+
+def _no_driver() -> Missing:
+    return Missing(
+        "the NVIDIA driver's libcuda.so.1 is not here",
+        "give the container a GPU (--gpus all, or a limit on nvidia.com/gpu), or install the driver",
+    )
 
 
 def _open_rtx_libraries() -> None:

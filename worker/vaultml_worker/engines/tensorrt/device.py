@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaultml_worker.engines.base import Gpu
-from vaultml_worker.engines.tensorrt.bindings import Bindings
+from vaultml_worker.engines.tensorrt.bindings import libcuda
 from vaultml_worker.records import EngineError
 
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
@@ -20,18 +20,19 @@ class OutOfMemory(EngineError):  # noqa: N818 - answered by a smaller batch befo
 
 
 @contextmanager
-def claimed(bindings: Bindings) -> Iterator[Gpu]:
+def claimed(cuda: Any, runtime: str) -> Iterator[Gpu]:
     """The first GPU that CUDA shows this process, its primary context current on this thread within the block.
 
+    `cuda` is pycuda.driver, initialized; `runtime` what is to run there.
     TensorRT's own runtime uses the primary context, so ours must be that one. Whatever lives in it must be freed
     before the block ends: after the pop, pycuda can't free anything any more. Raises pycuda's errors.
     """
-    device = bindings.cuda.Device(0)
+    device = cuda.Device(0)
     context = device.retain_primary_context()
     try:
         context.push()
         try:
-            yield _facts(device, bindings)
+            yield _facts(device, runtime)
         finally:
             context.pop()
     finally:
@@ -39,28 +40,29 @@ def claimed(bindings: Bindings) -> Iterator[Gpu]:
         context.detach()
 
 
-def _facts(device: Any, bindings: Bindings) -> Gpu:
+def _facts(device: Any, runtime: str) -> Gpu:
     name = str(device.name())
     return Gpu(
         name=name,
         uuid=_uuid(name),
         memory=int(device.total_memory()),
-        driver=_driver(),
+        driver=driver_version(),
         compute_capability=tuple(device.compute_capability()),
-        runtime=f"{bindings.flavour} {bindings.version}",
+        runtime=runtime,
     )
 
 
 def _uuid(name: str) -> str:
     """The UUID as nvidia-smi writes it; pycuda has no call for it, and version 2 of this one knows MIG."""
     raw = (ctypes.c_ubyte * 16)()
-    status = ctypes.CDLL("libcuda.so.1").cuDeviceGetUuid_v2(ctypes.byref(raw), ctypes.c_int(0))
+    status = libcuda().cuDeviceGetUuid_v2(ctypes.byref(raw), ctypes.c_int(0))
     if status != 0:
         return ""
     return f"{'MIG' if ' MIG ' in name else 'GPU'}-{uuid.UUID(bytes=bytes(raw))}"
 
 
-def _driver() -> str:
+def driver_version() -> str:
+    """The NVIDIA driver's own version; empty where it can't be read."""
     try:
         found = re.match(r"[\d.]+", _DRIVER_VERSION.read_text())
     except OSError:

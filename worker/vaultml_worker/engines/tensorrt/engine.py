@@ -191,7 +191,7 @@ class TensorRtEngine:
     def _claim_and_serve(self, ready: Future[None]) -> None:
         options = self._options
         bindings = bindings_.load()
-        with claimed(bindings) as gpu:
+        with claimed(bindings.cuda, bindings.runtime) as gpu:
             options.observer.gpu(gpu)
             logger = make_logger(bindings.trt, options.observer)
             loader = Loader(bindings, gpu, logger, options)
