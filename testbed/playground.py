@@ -77,7 +77,7 @@ In another terminal, after those three lines:
   kubectl get pipelines --watch
 What it would take, and why it runs what it runs:
   vaultml-operator explain highway --what-if lag=500,gpus=2
-Recordings, as cameras make them, and what is seen in them (--rate 0: all at once):
+Recordings, as cameras make them, and what is seen in them (--count 500 instead of --rate: so many at once):
   vaultml dev agent --vault {self.vault} --footage {footage.surveillance() or "FILE.mp4"} --seconds 5 --rate 0.5
   vaultml results --kafka {self.broker.plaintext} --topic ml-results --follow
 Then break it, and let it tell you what is wrong:

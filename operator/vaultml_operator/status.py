@@ -211,7 +211,9 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State) ->
     if seen.pods is not None and not spec.suspend:
         return _State("False", seen.pods.reason, f"{_count(seen)}; {seen.pods.message}")
     if progress.reason != "Complete":
-        return _State("False", progress.reason, progress.message)
+        # Those that stay work on while others finish.
+        works = progress.reason == "Stopping" and not spec.suspend and _ready_workers(seen) >= seen.wanted
+        return _State("True" if works else "False", progress.reason, progress.message)
     if queue.reason == "Checking":
         return _State("Unknown", "Checking", "workers are ready; the queue's first check has not ended yet")
     if seen.wanted == 0:
@@ -220,10 +222,13 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State) ->
     return _State("True", "Running", _count(seen))
 
 
+def _ready_workers(seen: Observation) -> int:
+    return int(((seen.deployment or {}).get("status") or {}).get("readyReplicas", 0))
+
+
 def _count(seen: Observation) -> str:
     wanted = seen.wanted
-    ready = ((seen.deployment or {}).get("status") or {}).get("readyReplicas", 0)
-    return f"{ready} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
+    return f"{_ready_workers(seen)} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
 
 
 def _progress(seen: Observation, *, settled: bool) -> _State:
@@ -238,7 +243,7 @@ def _progress(seen: Observation, *, settled: bool) -> _State:
     current = current and deployment["spec"].get("replicas") == wanted
     if (progressing := said.get("Progressing", {})).get("reason") == "ProgressDeadlineExceeded" and ready < wanted:
         return _State("False", "Stuck", f"{_count(seen)}; {progressing.get('message', '')}")
-    if current and total > wanted:
+    if total > wanted:
         return _State("True", "Stopping", f"{total - wanted} more than {wanted} workers are finishing")
     if current and ready == updated == total == wanted:
         return _State("False", "Complete", f"{wanted} of {wanted} workers are of the current spec")

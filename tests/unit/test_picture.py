@@ -79,6 +79,20 @@ def test_only_a_picture_that_differs_is_written(changed: dict[str, Any], written
     assert picture.differs(None, before)
 
 
+def test_a_rate_that_fades_is_told_a_few_times_only() -> None:
+    quiet = replace(SEEN, backlog=Backlog(lag=0, oldest_seconds=None, parallelism=8, lagging=0, end=1000), slots=None)
+    decision = decide(Policy(), quiet, History(), 1000.0)
+    published, told = None, []
+    for step in range(600):
+        fading = Rates(steady=3.14 * 0.9**step, recent=3.2, service=0.8, startup_seconds=5.0)
+        new = picture.status(quiet, decision, fading, READING, 1000)
+        if picture.differs(published, new):
+            published = new
+            told.append(new["rate"])
+    assert (told[0], told[-1]) == ("3.1/s", "0/s")
+    assert len(told) < 40
+
+
 @pytest.mark.parametrize("clamp", [None, "gpus"])
 def test_what_others_hold_is_told_at_once_only_where_it_limits(clamp: str | None) -> None:
     before = {"desired": 2, "slots": 4, "holders": "2 of 4 GPUs", **({"clamp": clamp} if clamp else {})}

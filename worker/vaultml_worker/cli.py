@@ -467,6 +467,9 @@ def dev_agent(
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a recording.")] = 8,
     cameras: Annotated[int, typer.Option(min=1, help="Cameras that take turns.")] = 1,
     rate: Annotated[float, typer.Option(min=0, help="Recordings a second; 0: at once.")] = 0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Recordings; the footage begins again where it is too short.")
+    ] = None,
 ) -> None:
     """Cut footage into recordings and upload them as a Kerberos Agent does."""
     from vaultml_worker.dev import agent
@@ -474,7 +477,8 @@ def dev_agent(
 
     access = VaultAccess(vault, access_key, secret_key)
     stop = _stop_on_signal()
-    for key in agent.upload(access, provider, footage, seconds=seconds, cameras=cameras, rate=rate, stop=stop):
+    keys = agent.upload(access, provider, footage, seconds=seconds, cameras=cameras, rate=rate, count=count, stop=stop)
+    for key in keys:
         typer.echo(key)
 
 

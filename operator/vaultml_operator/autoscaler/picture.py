@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaultml_operator.autoscaler.lag import Reading
-from vaultml_operator.autoscaler.rates import Rates
+from vaultml_operator.autoscaler.rates import RATE_STEP, Rates
 from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
 
 _NEAR = 0.1
 _NEAR_PROCESSED = 0.05
 """Shares by which a number must differ from the published one to be published anew, while something waits."""
+_LEAST = {"arrivalPerSecond": RATE_STEP}
+"""And by how much at least: a rate fades by shares for ever."""
 _MEASURED = ("lag", "oldestSeconds", "arrivalPerSecond", "servicePerSecond", "startupSeconds", "stuck")
 _TOLD = (
     "message",
@@ -75,7 +77,7 @@ def status(
         if backlog.lag == 0 and decision.history.last_active is not None:
             found["lastActive"] = round(decision.history.last_active)
     if known.arrival is not None:
-        found["rate"] = f"{known.arrival:.2g}/s"
+        found["rate"] = f"{found['arrivalPerSecond']:.2g}/s"
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -95,7 +97,7 @@ def differs(published: Mapping[str, Any] | None, new: Mapping[str, Any], *, late
         before = published[name]
         near = _NEAR if name in _MEASURED else _NEAR_PROCESSED if name == "processed" and new.get("lag") else 0.0
         if near:
-            if (before == 0) != (value == 0) or abs(value - before) > near * abs(before):
+            if (before == 0) != (value == 0) or abs(value - before) > max(near * abs(before), _LEAST.get(name, 0.0)):
                 return True
         elif before != value:
             return True

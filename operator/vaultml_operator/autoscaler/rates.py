@@ -11,6 +11,8 @@ RECENT_HALF_LIFE = 15.0
 SERVICE_HALF_LIFE = 120.0
 RULE_OF_THREE = 3.0
 """Nothing in t seconds: with 95 % confidence, no more than 3/t per second arrive."""
+RATE_STEP = 0.01
+"""Recordings per second: less counts as none where people read it."""
 SHORTEST, LONGEST = 0.1, 900.0
 """Seconds between two samples; what is further apart is a jump of the clock or a night without an operator."""
 
@@ -68,7 +70,7 @@ class Rates:
     def to_status(self) -> dict[str, float]:
         """What is known, to two significant digits: more would change, and be written, with every poll."""
         known = {
-            "arrivalPerSecond": self.arrival,
+            "arrivalPerSecond": 0.0 if self.arrival is not None and self.arrival < RATE_STEP else self.arrival,
             "servicePerSecond": self.service,
             "startupSeconds": self.startup_seconds,
         }

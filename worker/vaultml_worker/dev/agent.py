@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import cycle, islice
 from pathlib import Path
 
 import av
@@ -53,14 +54,16 @@ def upload(
     seconds: float,
     cameras: int,
     rate: float,
+    count: int | None = None,
     user: str = "demo",
     stop: threading.Event | None = None,
 ) -> Iterator[str]:
     """Upload the footage's recordings, `rate` a second (0: at once), from `cameras` in turn; gives each key.
 
+    `count` of them, from the beginning again where the footage is too short; None: those that there are.
     Raises InvalidInput when the Vault can't be reached or refuses.
     """
-    recordings = cut(footage, seconds)
+    recordings = cut(footage, seconds) if count is None else islice(cycle(cut(footage, seconds)), count)
     return send(vault, provider, recordings, seconds=seconds, cameras=cameras, rate=rate, user=user, stop=stop)
 
 
