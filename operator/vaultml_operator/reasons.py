@@ -37,8 +37,9 @@ CATALOGUE = (
     Reason(
         "InvalidSpec",
         "Ready",
-        "The stored resource can't be read by this operator: it was let in by another version of the CRD.",
-        "Apply it anew; the API server says what is wrong.",
+        "The stored resource can't be read by this operator (it was let in by another version of the CRD), or its pod "
+        "template patch has a wrong shape.",
+        "Apply it anew, corrected; the API server or the message says what is wrong.",
     ),
     Reason(
         "NameTaken",

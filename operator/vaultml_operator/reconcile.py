@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from vaultml_operator import api, credentials, manifests, pods, status
+from vaultml_operator.autoscaler import podspec
 from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.cluster import SCALER, ApiError
 from vaultml_operator.credentials import Credentials, Missing, Object, Source
@@ -128,21 +129,29 @@ class Reconciler:
         deployment = monitored = None
         # Without its credentials no worker is started, and one that runs is not touched, but for their number.
         wanted = manifests.render(pipeline, sources or Credentials(), _revision(found), self._image)
+        template = next(each for each in wanted if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+        frozen = pipeline.paused
         try:
             self._claim(key, pipeline)
+            _check(template)
             deployment, monitored = await self._children(body, pipeline, wanted, hold=sources is None)
         except _Blocked as blocked:
             blocking = blocked.problem
+            frozen |= blocking.reason != "Refused"
             with suppress(_Blocked):
                 deployment = await self._own(pipeline, "Deployment", pipeline.name)
+            if deployment is not None:  # its pods are others than those that are wanted
+                template = deployment["spec"]["template"]["spec"]
+                if blocking.reason == "GroupTaken":
+                    deployment = await self._leave_group(body, pipeline, deployment)
         blocking = blocking or status.failure(deployment)
-        template = next(each for each in wanted if each["kind"] == "Deployment")["spec"]["template"]["spec"]
-        scaling = await self._scaling.watch(body, pipeline, connection, template, deployment)
+        scaling = await self._scaling.watch(body, pipeline, connection, template, deployment, frozen=frozen)
+        there = 0 if deployment is None else deployment["spec"].get("replicas", 1)
         return status.Observation(
             generation=generation,
             spec=pipeline.spec,
             paused=pipeline.paused,
-            wanted=self._scaling.number(pipeline, deployment),
+            wanted=there if frozen else self._scaling.number(pipeline, deployment),
             deployment=deployment,
             image=pipeline.spec.worker.image or self._image,
             selector=",".join(f"{name}={value}" for name, value in manifests.selector(pipeline).items()),
@@ -169,6 +178,16 @@ class Reconciler:
                 f"the pipeline {older} consumes with the group {kafka.group} on the same brokers: give "
                 "queue.kafka.group another name, or delete one of the two",
             )
+
+    async def _leave_group(self, body: Manifest, pipeline: api.Pipeline, live: Manifest) -> Manifest | None:
+        """Stop own workers that were started with the group before it was known to be another's."""
+        kafka, number = pipeline.spec.queue.kafka, live["spec"].get("replicas", 1)
+        env = {each["name"]: each.get("value") for each in live["spec"]["template"]["spec"]["containers"][0]["env"]}
+        if pipeline.paused or number == 0 or kafka is None or env.get("KAFKA_GROUP") != kafka.group:
+            return live
+        await self._cluster.scale(live, 0)
+        await self._note(body, "Warning", "Scaled", f"scaled from {number} to 0 workers: the group is another's")
+        return await self._own(pipeline, "Deployment", pipeline.name)
 
     async def _read(self, namespace: str, wanted: Object) -> Manifest | None:
         return await self._cluster.get(wanted.kind, namespace, wanted.name)
@@ -350,6 +369,12 @@ class Reconciler:
             await self._cluster.post_event(body, kind, reason, "Reconcile", message)
         except ApiError as error:
             _log.warning("event not posted", reason=reason, error=str(error))
+
+
+def _check(template: Mapping[str, Any]) -> None:
+    """What an API server would refuse in one way or another, and counting GPUs can't take."""
+    if (trouble := podspec.wrong(template)) is not None:
+        raise _Blocked("InvalidSpec", f"correct spec.worker.podTemplate: it makes the pods' spec wrong: {trouble}")
 
 
 def _keys(there: Manifest | None) -> frozenset[str] | None:

@@ -57,10 +57,12 @@ class Scaling:
         connection: Connection | None,
         template: Mapping[str, Any],
         deployment: Manifest | None,
+        *,
+        frozen: bool,
     ) -> Mapping[str, Any] | None:
         """Have the queue looked at; gives what is to be published of it, None while nothing is.
 
-        `template` is the spec of the worker pods.
+        `template` is the spec of the worker pods; `frozen`: their number stays as it is.
         """
         key, published = _key(pipeline), (body.get("status") or {}).get("autoscaling")
         if pipeline.spec.suspend or deployment is None:
@@ -68,7 +70,7 @@ class Scaling:
             return published
         self._scaler.watch(
             key,
-            subjects.subject(pipeline, connection, template),
+            subjects.subject(pipeline, connection, template, frozen=frozen),
             replicas=deployment["spec"].get("replicas", 1),
             ready=(deployment.get("status") or {}).get("readyReplicas", 0),
             status=published or {},

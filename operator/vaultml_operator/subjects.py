@@ -1,6 +1,7 @@
 """Pure: what a pipeline's spec means to the autoscaler."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vaultml_operator import api
@@ -11,8 +12,13 @@ from vaultml_operator.autoscaler.scaler import Subject
 from vaultml_operator.probes import Connection
 
 
-def subject(pipeline: api.Pipeline, connection: Connection | None, template: Mapping[str, Any]) -> Subject:
-    """What is asked of the scaler; `template` is the spec of the worker pods, patches and all."""
+def subject(
+    pipeline: api.Pipeline, connection: Connection | None, template: Mapping[str, Any], *, frozen: bool
+) -> Subject:
+    """What is asked of the scaler; `template` is the spec of the worker pods, patches and all.
+
+    `frozen`: decisions are not carried out, nor anything else: the pipeline keeps the GPUs that it has, and no more.
+    """
     spec = pipeline.spec
     demand = None
     if spec.autoscaling.gpu_capacity == "Observed":
@@ -26,8 +32,9 @@ def subject(pipeline: api.Pipeline, connection: Connection | None, template: Map
             weight=spec.autoscaling.weight,
             minimum=spec.autoscaling.min_replicas,
         )
-    acts = spec.autoscaling.mode == "Auto"
-    return Subject(policy=policy(pipeline), connection=connection, ask=ask(spec), demand=demand, acts=acts)
+    asked = replace(ask(spec), partitions=None) if frozen else ask(spec)
+    acts = spec.autoscaling.mode == "Auto" and not frozen
+    return Subject(policy=policy(pipeline), connection=connection, ask=asked, demand=demand, acts=acts)
 
 
 def ask(spec: api.Spec) -> Ask:

@@ -166,6 +166,8 @@ def test_missing_credentials_leave_the_last_decision() -> None:
         outlook = scaler.outlook(KEY)
         assert outlook is not None
         assert outlook.decision.replicas == 1
+        assert outlook.status["trouble"] == "its credentials are missing"
+        assert "lag" not in outlook.status
         watch(scaler)
         await until(lambda: len(desk.rounds) > rounds)
 

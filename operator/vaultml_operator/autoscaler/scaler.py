@@ -29,6 +29,7 @@ _THREADS = 32
 """Brokers that are read at the same time: one that is away holds its place until its time-outs."""
 _TOGETHER = 0.25
 """A pipeline whose poll is due within this share of its interval joins a round that is under way anyway."""
+_NO_CREDENTIALS = "its credentials are missing"
 _LATE_S = 300.0
 """How old a picture of GPUs that limit nobody may get, about."""
 _SHARE_S = 1.0
@@ -169,7 +170,11 @@ class Scaler(Generic[K]):
         state.replicas, state.ready = replicas, ready
         state.measured.workers(replicas, ready, time.monotonic())
         if state.subject.connection is None:
-            state.measured.fail("its credentials are missing")
+            if state.measured.failed != _NO_CREDENTIALS:
+                # Nobody polls it: what is known of it is told now, and is that nothing is.
+                state.measured.fail(_NO_CREDENTIALS)
+                self._share([(key, state)])
+                self._settle(key, state)
         else:
             self._follow(state.subject.connection)
 
