@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from testbed import darknet, kubernetes
+from testbed.gpu import environment
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster, gpus
 from testbed.process import wait_for
@@ -81,6 +82,13 @@ def clips() -> list[bytes]:
     fetch.model("yolov3-tiny")
     cutting = agent.cut(footage.find(None), 1.0)
     return [body for body, _, _ in islice(cutting, 3)]
+
+
+@pytest.fixture(scope="session")
+def gpu() -> dict[str, str]:
+    """Variables that give a process the stand-in for a GPU."""
+    need(environment.available())
+    return environment.stand_in()
 
 
 @pytest.fixture

@@ -9,24 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from testbed.gpu import driver, pycuda
-from tests.parts import need
 from tests.real.scene import WAIT_S, Scene, keys_of
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def gpu() -> dict[str, str]:
-    """Variables that give a process a GPU."""
-    need(driver.available() or pycuda.available())
-    paths = [ROOT / "testbed" / "gpu" / "site", ROOT, ROOT / "worker", pycuda.installed()]
-    return {
-        "PYTHONPATH": ":".join(map(str, paths)),
-        "LD_LIBRARY_PATH": str(driver.build([pycuda.library()])),
-        "ENGINE": "tensorrt",
-    }
-
 
 def run(scene: Scene, **variables: str) -> tuple[dict[str, Any], str, dict[str, float]]:
     """What a worker makes of six recordings, by key; its log and its metrics."""

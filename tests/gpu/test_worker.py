@@ -1,0 +1,66 @@
+"""The whole worker with ENGINE=tensorrt, as a process, on the embedded broker."""
+
+from pathlib import Path
+from typing import Any
+
+from testbed.gpu import environment
+from testbed.site import Site, event, site
+from testbed.worker import Worker
+from tests.gpu.agreement import TOLERANCES, Tolerance, differences
+from vaultml_worker.dev.broker import EmbeddedBroker
+from vaultml_worker.records import Detection
+
+THRESHOLD = 0.5
+BUILD_S = 240
+
+
+def test_it_publishes_what_the_cpu_does(
+    broker: EmbeddedBroker, tiny: Path, recordings: list[bytes], tmp_path: Path
+) -> None:
+    variables = {"ENGINE": "tensorrt", "ENGINE_CACHE": str(tmp_path / "engines"), **environment.own()}
+    logs, results = [], []
+    for engine in ("onnxruntime", "tensorrt", "tensorrt"):  # the second from the cache
+        with site(broker, tmp_path / f"site-{len(results)}") as here:
+            found, log = look(here, recordings, {**variables, "ENGINE": engine}, tmp_path / f"log-{len(results)}")
+        assert all(result["vaultml"]["engine"] == engine for result in found.values())
+        logs.append(log)
+        results.append(found)
+    expected, *ours = results
+    width = next(iter(expected.values()))["vaultml"]["frames"]["width"]
+    # Published boxes are whole pixels of the recording, whose own are smaller than the network's.
+    fine = TOLERANCES["fp16"]
+    tolerance = Tolerance(fine.pixels * max(1.0, width / 416) + 1, fine.probability)
+    for found in ours:
+        assert found.keys() == expected.keys()
+        for key in found:
+            one, other = (detections(result[key]["vaultml"]) for result in (found, expected))
+            for frame in one.keys() | other.keys():
+                assert not differences(one.get(frame, []), other.get(frame, []), THRESHOLD, tolerance)
+    assert any(result["vaultml"]["objects"]["total"] for result in expected.values())
+    assert "engine built in" in logs[1]
+    assert "engine taken from the cache" in logs[2]
+
+
+def look(
+    here: Site, recordings: list[bytes], variables: dict[str, str], log: Path
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """What a worker makes of the recordings, by key, and its log."""
+    settings = {"DETECTION_THRESHOLD": str(THRESHOLD - TOLERANCES["fp16"].probability), "LOG_FORMAT": "json"}
+    with Worker({**here.variables, **settings, **variables}, log) as worker:
+        worker.wait_ready(BUILD_S)
+        here.announce(*(event(here.store(f"{number}.mp4", body)) for number, body in enumerate(recordings)))
+        found = here.results(len(recordings))
+        assert worker.metrics()['vaultml_recordings_total{outcome="published"}'] == len(recordings)
+        assert worker.terminate() == 0
+        return found, worker.log_text()
+
+
+def detections(vaultml: dict[str, Any]) -> dict[int, list[Detection]]:
+    """What was seen, by frame."""
+    found: dict[int, list[Detection]] = {}
+    for track in vaultml["tracks"]:
+        for seen in track["boxes"]:
+            found.setdefault(seen["frame"], []).append(
+                Detection(track["label"], seen["probability"], tuple(seen["box"]))
+            )
+    return found
