@@ -17,28 +17,25 @@ BUILD_S = 240
 def test_it_publishes_what_the_cpu_does(
     broker: EmbeddedBroker, tiny: Path, recordings: list[bytes], tmp_path: Path
 ) -> None:
-    variables = {"ENGINE": "tensorrt", "ENGINE_CACHE": str(tmp_path / "engines"), **environment.own()}
-    logs, results = [], []
-    for engine in ("onnxruntime", "tensorrt", "tensorrt"):  # the second from the cache
-        with site(broker, tmp_path / f"site-{len(results)}") as here:
-            found, log = look(here, recordings, {**variables, "ENGINE": engine}, tmp_path / f"log-{len(results)}")
+    variables = {"ENGINE_CACHE": str(tmp_path / "engines"), **environment.own()}
+    results: list[dict[str, dict[str, Any]]] = []
+    for engine in ("onnxruntime", "tensorrt"):
+        with site(broker, tmp_path / engine) as here:
+            found, log = look(here, recordings, {**variables, "ENGINE": engine}, tmp_path / f"{engine}.log")
         assert all(result["vaultml"]["engine"] == engine for result in found.values())
-        logs.append(log)
         results.append(found)
-    expected, *ours = results
+    assert "engine built in" in log
+    expected, found = results
+    assert found.keys() == expected.keys()
     width = next(iter(expected.values()))["vaultml"]["frames"]["width"]
     # Published boxes are whole pixels of the recording, whose own are smaller than the network's.
     fine = TOLERANCES["fp16"]
     tolerance = Tolerance(fine.pixels * max(1.0, width / 416) + 1, fine.probability)
-    for found in ours:
-        assert found.keys() == expected.keys()
-        for key in found:
-            one, other = (detections(result[key]["vaultml"]) for result in (found, expected))
-            for frame in one.keys() | other.keys():
-                assert not differences(one.get(frame, []), other.get(frame, []), THRESHOLD, tolerance)
+    for key in found:
+        one, other = (detections(result[key]["vaultml"]) for result in (found, expected))
+        for frame in one.keys() | other.keys():
+            assert not differences(one.get(frame, []), other.get(frame, []), THRESHOLD, tolerance)
     assert any(result["vaultml"]["objects"]["total"] for result in expected.values())
-    assert "engine built in" in logs[1]
-    assert "engine taken from the cache" in logs[2]
 
 
 def look(

@@ -11,6 +11,7 @@ import pytest
 
 from tests.real.scene import WAIT_S, Scene, keys_of
 
+
 def run(scene: Scene, **variables: str) -> tuple[dict[str, Any], str, dict[str, float]]:
     """What a worker makes of six recordings, by key; its log and its metrics."""
     scene.create(scene.queue, scene.target, scene.dead)
