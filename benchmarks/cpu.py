@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -87,16 +88,13 @@ def _measure(network: str, graph: Path, processes: int, threads: int) -> tuple[l
     with ExitStack() as stack:
         crews = {name: stack.enter_context(_Crew(name, graph, processes, threads)) for name in _contenders()}
         seconds = interleave(
-            {name: Contender(_work(crew, frames), _ROUNDS) for name, crew in crews.items()}, time.perf_counter
+            {name: Contender(partial(crew.compute, frames), _ROUNDS) for name, crew in crews.items()},
+            time.perf_counter,
         )
     costs = [[network, name, f"{crew.start:.1f}", f"{crew.memory / 1e6:.0f}"] for name, crew in crews.items()]
     speeds = [f"{processes * frames / statistics.median(taken):.2f}" for taken in seconds.values()]
     beside = [f"{ratio(seconds[_OURS], taken):.2f}" for name, taken in seconds.items() if name != _OURS]
     return [network, f"{processes} x {threads}", *speeds, *beside], costs
-
-
-def _work(crew: "_Crew", frames: int) -> Callable[[], object]:
-    return lambda: crew.compute(frames)
 
 
 class _Crew:

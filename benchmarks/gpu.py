@@ -29,10 +29,11 @@ from vaultml_worker.records import InvalidInput, Model
 NETWORKS = tuple(os.environ.get("NETWORKS", "yolov3-608,yolov3-416,yolov3-tiny-416").split(","))
 BATCHES = tuple(int(each) for each in os.environ.get("BATCHES", "1,2,4,8,16,32").split(","))
 SECONDS = float(os.environ.get("SECONDS", "2"))
-"""Of each measurement; a worker is measured ten times as long."""
+"""Of each measurement of the engine; a worker's takes ten times as long."""
+_WORKER_S = 10 * SECONDS
 _IN_FLIGHT = (4, 16)
 """Recordings in work at a time: as a worker is set up by default, and as many as one may need to fill a GPU."""
-_CLIPS, _CLIP_S = 8, 8.0
+_CLIPS, _CLIP_S, _PER_CLIP = 8, 8.0, 5
 _START_S = 600
 _AHEAD = 500
 """Events that wait at least: the worker must never want for any."""
@@ -87,12 +88,12 @@ def run(footage: Path | None) -> str:
                 "ENGINE_CACHE": str(folder / "engines"),
                 "MODEL": str(cfg),
                 "MODEL_WEIGHTS": str(weights),
-                "NUMBER_OF_PREDICTIONS": "5",
+                "NUMBER_OF_PREDICTIONS": str(_PER_CLIP),
             }
             for in_flight in _IN_FLIGHT:
                 variables["RECORDINGS_IN_FLIGHT"] = str(in_flight)
                 rate = _recordings(broker, variables, clips, folder / f"{name}-{in_flight}")
-                workers.append([name, str(batch), str(in_flight), f"{rate:.1f}", f"{5 * rate:.0f}"])
+                workers.append([name, str(batch), str(in_flight), f"{rate:.1f}", f"{_PER_CLIP * rate:.0f}"])
     return (
         f"GPU: {_described(heard.gpu_in_use)}.\n\n"
         "From uint8 frames in memory to decoded boxes, fp16; yolov3-tiny has its trained weights, yolov3 random ones. "
@@ -101,8 +102,8 @@ def run(footage: Path | None) -> str:
         "GPU (608: of what that makes one expect). Of peak: of the GPU's dense fp16 peak. Copies hidden: how much of "
         "the time that a lone batch takes beyond its computation goes once batches follow each other in two slots."
         f"\n\n{table(_HEADER, rows)}\n\n"
-        f"A whole worker, with five frames of each recording ({_CLIP_S:g} s, H.264) out of a file-backed Vault, and an "
-        f"embedded broker, for {10 * SECONDS:g} s; all of it on this machine's CPU cores, which also decode.\n\n"
+        f"A whole worker, with {_PER_CLIP} frames of each recording ({_CLIP_S:g} s, H.264), beside a file-backed Vault "
+        f"and an embedded broker, for {_WORKER_S:g} s; the CPU cores that decode are this machine's, shared by all.\n\n"
         f"{table(['network', 'batch up to', 'recordings in flight', 'recordings/s', 'frames/s'], workers)}"
     )
 
@@ -156,7 +157,7 @@ def _recordings(broker: EmbeddedBroker, variables: dict[str, str], clips: Sequen
                 assert json.loads(body)["vaultml"]["engine"] == "tensorrt"
                 count += 1
                 first, last = first or now, now
-            if worker.returncode is not None or now - (first or begin) > (10 * SECONDS if first else _START_S):
+            if worker.returncode is not None or now - (first or begin) > (_WORKER_S if first else _START_S):
                 stop.set()
         if count < 2:
             raise InvalidInput(f"the worker published {count} results; its log: {worker.log_text()[-2000:]}")
