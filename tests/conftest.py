@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("embedded", "real", "gpu"):
             if item.path.is_relative_to(_HERE / name):
                 item.add_marker(name)
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.timeout(1200))  # TensorRT may take minutes for each engine
 
 
 @pytest.fixture(scope="session")
