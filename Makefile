@@ -52,6 +52,12 @@ docs: setup ## write the generated documents
 bench: setup ## measure engine and sampling, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write
 
+bench-cpu: setup ## measure CPU engines beside each other, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks cpu --write
+
+bench-gpu: setup ## measure the GPU engine on this machine's GPU, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks gpu --write
+
 bench-operator: setup ## measure the operator with 10, 100 and 1,000 pipelines, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks operator --write
 
@@ -76,5 +82,5 @@ clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo cluster test lint format docs bench bench-operator bench-autoscaling lock clean
+.PHONY: help setup demo cluster test lint format docs bench bench-cpu bench-gpu bench-operator bench-autoscaling lock clean
 .DEFAULT_GOAL := help

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import autoscaling, engine, operator, sampling, simulator
+from benchmarks import autoscaling, cpu, engine, gpu, operator, sampling, simulator
 from benchmarks.measure import machine
+from vaultml_worker.records import InvalidInput
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEADING = "## "
@@ -19,6 +20,8 @@ class Name(StrEnum):
     """What can be measured."""
 
     ENGINE = "engine"
+    CPU = "cpu"
+    GPU = "gpu"
     SAMPLING = "sampling"
     OPERATOR = "operator"
     SIMULATOR = "simulator"
@@ -27,6 +30,8 @@ class Name(StrEnum):
 
 _RUNS = {
     Name.ENGINE: engine.run,
+    Name.CPU: cpu.run,
+    Name.GPU: gpu.run,
     Name.SAMPLING: sampling.run,
     Name.OPERATOR: operator.run,
     Name.SIMULATOR: simulator.run,
@@ -46,7 +51,11 @@ def main(
     where = f"`python -m benchmarks {given}`".replace(" `", "`") + f" on {machine()}."
     sections = _written() if write else {}
     for name in names or (Name.ENGINE, Name.SAMPLING):
-        sections[name.value] = f"{where}\n\n{_RUNS[name](footage)}"
+        try:
+            sections[name.value] = f"{where}\n\n{_RUNS[name](footage)}"
+        except InvalidInput as error:
+            typer.echo(f"benchmarks: {name}: {error}", err=True)
+            raise typer.Exit(2) from None
         print(f"{_HEADING}{name}\n\n{sections[name.value]}\n", flush=True)
     if write:
         body = "".join(f"\n{_HEADING}{name}\n\n{sections[name]}\n" for name in sorted(sections))

@@ -9,12 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import vaultml_worker
 from benchmarks.footage import Picture, pictures
 from benchmarks.measure import Contender, interleave, ratio, table
-from benchmarks.networks import resized, write_random
+from benchmarks.networks import prepared
 from testbed import darknet as original
-from vaultml_worker import darknet, fetch
 from vaultml_worker.engines.onnx import OnnxEngine
 from vaultml_worker.model import load
 from vaultml_worker.records import Model
@@ -29,22 +27,14 @@ def run(footage: Path | None) -> str:
     """Measure both networks; gives Markdown."""
     frame = cv2.resize(next(pictures(footage, 1, 1280, 720)), (SIZE, SIZE)).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for cfg, weights in _networks(Path(folder)) for row in _measure(cfg, weights, frame)]
+        networks = [prepared(f"{kind}-{SIZE}", Path(folder)) for kind in _ROUNDS]
+        rows = [row for cfg, weights in networks for row in _measure(cfg, weights, frame)]
     header = ["network", "threads", "ours, ms", "OpenCV, ms", "Darknet, ms", "ours / OpenCV", "ours / Darknet", "goal"]
     return (
         f"From one uint8 frame of {SIZE} x {SIZE} to decoded boxes, wall time, medians; contenders take turns in one "
         "run. yolov3-tiny has its trained weights, yolov3 random ones. Darknet as Debian builds it computes on one "
         f"thread only. Goal: ours / OpenCV ≤ {GOAL}.\n\n{table(header, rows)}"
     )
-
-
-def _networks(folder: Path) -> Iterator[tuple[Path, Path]]:
-    tiny = fetch.model("yolov3-tiny")
-    yield resized(tiny / "yolov3-tiny.cfg", folder, SIZE, SIZE), tiny / "yolov3-tiny.weights"
-    cfg = resized(Path(vaultml_worker.__file__).parent / "data/yolov3.cfg", folder, SIZE, SIZE)
-    weights = cfg.with_suffix(".weights")
-    write_random(darknet.read_cfg(cfg), weights, seed=1)
-    yield cfg, weights
 
 
 def _measure(cfg: Path, weights: Path, frame: Picture) -> Iterator[list[str]]:

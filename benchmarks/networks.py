@@ -5,10 +5,29 @@ from pathlib import Path
 
 import numpy as np
 
-from vaultml_worker.darknet import Convolutional, Network, Shortcut
+import vaultml_worker
+from vaultml_worker import fetch
+from vaultml_worker.darknet import Convolutional, Network, Shortcut, read_cfg
 
 _VERSION = np.array([0, 2, 0], "<i4")
 _SEEN = np.array([0], "<u8")
+
+
+def prepared(name: str, folder: Path) -> tuple[Path, Path]:
+    """Cfg and weights in `folder` of a network such as yolov3-608: yolov3-tiny's trained ones, for others random ones.
+
+    Raises InvalidInput when yolov3-tiny can't be had.
+    """
+    kind, _, side = name.rpartition("-")
+    into = folder / name
+    into.mkdir()
+    if kind == "yolov3-tiny":
+        tiny = fetch.model(kind)
+        return resized(tiny / f"{kind}.cfg", into, int(side), int(side)), tiny / f"{kind}.weights"
+    cfg = resized(Path(vaultml_worker.__file__).parent / "data" / f"{kind}.cfg", into, int(side), int(side))
+    weights = cfg.with_suffix(".weights")
+    write_random(read_cfg(cfg), weights, seed=1)
+    return cfg, weights
 
 
 def resized(cfg: Path, folder: Path, width: int, height: int) -> Path:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import typer
 
-from testbed.gpu import driver, pycuda, rtx
+from testbed.gpu import environment, rtx
 from testbed.kafka import distribution as kafka
 from testbed.kubernetes import distribution as kubernetes
 
@@ -20,8 +20,8 @@ _PARTS: dict[str, tuple[Callable[[], str | None], Callable[[], object]]] = {
     "Kubernetes": (kubernetes.available, kubernetes.binaries),
     "Kafka": (kafka.available, kafka.jars),
     "pycuda and the stand-in for the GPU driver": (
-        lambda: driver.available() or pycuda.available(),
-        lambda: driver.build([pycuda.library()]),
+        environment.available,
+        environment.stand_in,
     ),
     "TensorRT for RTX": (rtx.available, rtx.installed),
 }

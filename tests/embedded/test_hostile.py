@@ -19,8 +19,8 @@ import pytest
 from flask import Flask, Response
 
 from testbed.process import wait_for
+from testbed.site import Site, event, site
 from testbed.worker import Worker
-from tests.embedded.site import Site, event, site
 from tests.recordings import FRAGMENTED, clip
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import VaultServer

@@ -17,7 +17,7 @@ import pytest
 
 from testbed.process import free_port, wait_for
 from testbed.service import Service
-from tests.embedded.site import ACCOUNT, Site, event, site
+from testbed.site import ACCOUNT, Site, event, site
 from vaultml_operator.autoscaler.lag import Ask, Reading
 from vaultml_operator.autoscaler.lag.kafka import KafkaReader
 from vaultml_operator.probes import Connection

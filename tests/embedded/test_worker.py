@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 
 from testbed.process import wait_for
+from testbed.site import event, site
 from testbed.worker import Worker
-from tests.embedded.site import event, site
 from tests.recordings import clip
 from vaultml_worker import results
 from vaultml_worker.dev.broker import EmbeddedBroker

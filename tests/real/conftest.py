@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from testbed import darknet, kubernetes
-from testbed.gpu import driver, pycuda
+from testbed.gpu import environment
 from testbed.kafka import Broker, available
 from testbed.kubernetes import Cluster, gpus
 from testbed.process import wait_for
@@ -19,8 +19,6 @@ from tests.real.namespace import Namespace, deployment, pod, ready
 from tests.real.scene import Scene
 from vaultml_worker import fetch
 from vaultml_worker.dev import agent, footage
-
-_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -79,23 +77,18 @@ def original() -> None:
 
 
 @pytest.fixture(scope="session")
-def gpu() -> dict[str, str]:
-    """Variables that give a process a GPU."""
-    need(driver.available() or pycuda.available())
-    paths = [_ROOT / "testbed" / "gpu" / "site", _ROOT, _ROOT / "worker", pycuda.installed()]
-    return {
-        "PYTHONPATH": ":".join(map(str, paths)),
-        "LD_LIBRARY_PATH": str(driver.build([pycuda.library()])),
-        "ENGINE": "tensorrt",
-    }
-
-
-@pytest.fixture(scope="session")
 def clips() -> list[bytes]:
     """A few recordings of one second, cut from real footage; the worker's default model is there, too."""
     fetch.model("yolov3-tiny")
     cutting = agent.cut(footage.find(None), 1.0)
     return [body for body, _, _ in islice(cutting, 3)]
+
+
+@pytest.fixture(scope="session")
+def gpu() -> dict[str, str]:
+    """Variables that give a process the stand-in for a GPU."""
+    need(environment.available())
+    return environment.stand_in()
 
 
 @pytest.fixture

@@ -108,6 +108,19 @@ def test_callers_share_batches_and_get_their_own(driver: Driver, make: Make, sma
     assert double.statistics["enqueued"] < sum(-(-len(given) // BATCH) for given in frames), "no batch was shared"
 
 
+def test_batches_can_be_limited(make: Make, small: Model) -> None:
+    engine = make(small)
+    frames = noise(small, 6, SEED)
+    for limit, batches in ((2, 3), (BATCH, 2)):
+        engine.limit(limit)
+        before = double.statistics["enqueued"]
+        assert same(engine.detect(frames), OnnxEngine(small).detect(frames))
+        assert (engine.batch, double.statistics["enqueued"] - before) == (limit, batches)
+    for wrong in (0, BATCH + 1):
+        with pytest.raises(ValueError, match=f"1 to {BATCH}"):
+            engine.limit(wrong)
+
+
 def test_frames_of_another_shape_are_refused(make: Make, small: Model) -> None:
     engine = make(small)
     with pytest.raises(ValueError, match="uint8"):

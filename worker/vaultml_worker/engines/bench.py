@@ -31,8 +31,15 @@ class Measured:
 def measure(engine: Engine, model: Model, batches: Sequence[int], seconds: float) -> list[Measured]:
     """Measure each batch size for about `seconds` each way, on noise, after a warm-up."""
     engine.warm_up()
-    most = engine.batch if isinstance(engine, TensorRtEngine) else max(batches)
-    return [_one(engine, model, batch, seconds) for batch in batches if batch <= most]
+    if not isinstance(engine, TensorRtEngine):
+        return [_one(engine, model, batch, seconds) for batch in batches]
+    most = engine.batch
+    measured = []
+    for batch in (batch for batch in batches if batch <= most):
+        engine.limit(batch)  # else it would make larger ones of what several callers give it
+        measured.append(_one(engine, model, batch, seconds))
+    engine.limit(most)
+    return measured
 
 
 def _one(engine: Engine, model: Model, batch: int, seconds: float) -> Measured:

@@ -122,6 +122,12 @@ class TensorRtEngine:
         assert self._built is not None  # set before the constructor returns
         return self._built
 
+    def limit(self, frames: int) -> None:
+        """Make batches of at most so many frames from now on, no more than it was built for. For benchmarks."""
+        if not 1 <= frames <= self._options.max_batch:
+            raise ValueError(f"a batch has 1 to {self._options.max_batch} frames, not {frames}")
+        self._ask(lambda execution: self._fit(execution, frames))
+
     def time(self, frames: int, repeats: int) -> float:
         """Seconds that the GPU alone takes for a batch of `frames`, at most `batch`, without copies. For benchmarks."""
         if not 1 <= frames <= self._batch:
