@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -28,6 +29,7 @@ _NODES_S = 30
 _WATCH_S = 300
 _PAGE = 500
 _CONNECTIONS = 32
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Kind(NamedTuple):
@@ -95,7 +97,9 @@ async def connect() -> ApiClient:
 
 
 def default_namespace() -> str:
-    """The namespace that kubectl would take: the kubeconfig's, else `default`."""
+    """The namespace that kubectl would take: the pod's that we run in, the kubeconfig's, else `default`."""
+    if _OWN_NAMESPACE.is_file():
+        return _OWN_NAMESPACE.read_text().strip()
     _, current = list_kube_config_contexts()  # type: ignore[no-untyped-call]
     return str((current or {}).get("context", {}).get("namespace") or "default")
 

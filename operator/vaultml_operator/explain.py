@@ -10,8 +10,12 @@ from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation, Policy
 
 _KEYS = ("lag", "oldest", "partitions", "arrival", "service", "startup", "replicas", "ready", "gpus")
+_ABOVE_0 = ("partitions", "service")
 _HORIZON_S = 24 * 3600.0
-_STEPS = 2000
+_COARSER, _COARSEST_S = 0.01, 60.0
+"""What is far ahead is looked at in steps of this share of the time until then, and none that would be taken for a gap
+in which nobody looked.
+"""
 
 
 class BadCase(ValueError):  # noqa: N818 - named for what it is about
@@ -31,6 +35,8 @@ def parse(what_if: str) -> dict[str, float]:
             number = -1.0
         if not 0 <= number < 1e12:
             raise BadCase(f"{part!r}: the value must be a number that is not negative")
+        if number == 0 and name.strip() in _ABOVE_0:
+            raise BadCase(f"{part!r}: the value must be a number above 0")
         found[name.strip()] = number
     return found
 
@@ -46,7 +52,8 @@ def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None,
         return f"{head}\nNothing is decided yet: the operator has not looked at the queue.\n"
     seen = picture.observation(published)
     if what_if:
-        return "\n".join([head, *_supposed(subjects.policy(pipeline), seen, published, what_if, now)]) + "\n"
+        case = suppose(seen, what_if, pipeline.spec.worker.gpu.count)
+        return "\n".join([head, *_supposed(subjects.policy(pipeline), case, published, what_if, now)]) + "\n"
     lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
     lines += [f"  {each}" for each in published.get("account") or ()]
     lines += ["", "result", f"  {_workers(published['desired'])}: {published.get('message', '')}"]
@@ -80,9 +87,8 @@ def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _supposed(
-    policy: Policy, seen: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
+    policy: Policy, case: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
 ) -> Iterator[str]:
-    case = suppose(seen, what_if)
     said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
     yield from ("", f"seen, supposing {said}", *_seen(case, published))
     first, last, seconds = settle(policy, case, History.from_status(published), now)
@@ -92,8 +98,10 @@ def _supposed(
         yield f"  {_workers(last.replicas)} after {picture.duration(seconds)}, if it stays so: {last.reason}"
 
 
-def suppose(seen: Observation, what_if: Mapping[str, float]) -> Observation:
-    """What would be seen if these numbers were others."""
+def suppose(seen: Observation, what_if: Mapping[str, float], gpus_each: int) -> Observation:
+    """What would be seen if these numbers were others; a worker takes `gpus_each` GPUs. Raises BadCase."""
+    if "gpus" in what_if and not gpus_each:
+        raise BadCase("gpus: these workers take none, worker.gpu.count is 0")
     known = seen.backlog or Backlog(lag=0)
     lag = int(what_if.get("lag", known.lag))
     partitions = int(what_if["partitions"]) if "partitions" in what_if else known.parallelism
@@ -116,7 +124,7 @@ def suppose(seen: Observation, what_if: Mapping[str, float]) -> Observation:
         startup_seconds=what_if.get("startup", seen.startup_seconds),
         replicas=int(what_if.get("replicas", seen.replicas)),
         ready=int(what_if.get("ready", what_if.get("replicas", seen.ready))),
-        slots=int(what_if["gpus"]) if "gpus" in what_if else seen.slots,
+        slots=int(what_if["gpus"]) // gpus_each if "gpus" in what_if else seen.slots,
         holders="" if "gpus" in what_if else seen.holders,
     )
 
@@ -125,11 +133,9 @@ def settle(policy: Policy, case: Observation, history: History, now: float) -> t
     """The decision at once; the one that it comes to when nothing else changes, and after how many seconds."""
     first = decision = decide(policy, case, history, now)
     changed, time = 0.0, now
-    for _ in range(_STEPS):
-        if time - now > _HORIZON_S:
-            break
+    while time - now <= _HORIZON_S:
         case = replace(case, replicas=decision.replicas, ready=decision.replicas)
-        time += decision.next_poll_seconds
+        time += max(decision.next_poll_seconds, min(_COARSER * (time - now), _COARSEST_S))
         following = decide(policy, case, decision.history, time)
         if following.replicas != decision.replicas:
             changed = time - now

@@ -49,7 +49,22 @@ def test_supposing_other_numbers() -> None:
     assert "0 workers after" in idle
 
 
-@pytest.mark.parametrize("wrong", ["lags=1", "lag", "lag=many", "lag=-1", "gpus=nan"])
+def test_gpus_are_no_workers_where_one_takes_two() -> None:
+    two = resource({"minReplicas": 0}, status())
+    two["spec"]["worker"] = {"gpu": {"count": 2}}
+    assert "allow 2 workers" in account(two, parse("lag=500,gpus=5"), 1000.0)
+    none = resource({"minReplicas": 0}, status())
+    none["spec"]["worker"] = {"gpu": {"count": 0}}
+    with pytest.raises(BadCase, match="these workers take none"):
+        account(none, parse("gpus=5"), 1000.0)
+
+
+def test_a_long_cooldown_is_seen_to_its_end() -> None:
+    said = account(resource({"minReplicas": 0, "cooldownSeconds": 36_000}, status()), parse("lag=0,arrival=0"), 1000.0)
+    assert "0 workers after 10h" in said
+
+
+@pytest.mark.parametrize("wrong", ["lags=1", "lag", "lag=many", "lag=-1", "gpus=nan", "partitions=0", "service=0"])
 def test_what_can_not_be_read_says_what_to_write(wrong: str) -> None:
     with pytest.raises(BadCase, match=r"NAME=NUMBER|must be a number"):
         parse(wrong)

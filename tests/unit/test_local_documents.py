@@ -119,6 +119,9 @@ def test_what_a_real_api_server_refuses_is_refused_here(tmp_path: Path, where: s
         (pipeline("A.b"), "a pipeline's name has at most 52 characters"),
         ("", "holds no VaultMLPipeline: see examples/local/pipeline.yaml"),
         ("a: {\n", "line 2, column 1: "),
+        ("kind: [a]\nmetadata: {name: p}\n", "is of no use here"),
+        ({**pipeline(), "metadata": {"name": "p", "namespace": 5}}, "metadata.namespace must be text"),
+        ("when: 2020-13-45\n", "looks like a date"),
         (
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"a": 1}},
             "stringData.a: mus",

@@ -30,8 +30,8 @@ class ScaleIn(Model):
         default=None,
         ge=0,
         le=3600,
-        description="The highest need of so many seconds counts. Absent: as long as a worker takes to start (15 to "
-        "300 s).",
+        description="The highest need of so many seconds counts. Absent: as long as a worker takes to start, at least "
+        "pollingSeconds; 300 s for a step so small that it may be chance.",
     )
     max_step: int | None = Field(default=None, ge=1, le=1000, description="Most workers taken away per period.")
     max_percent: int | None = Field(
@@ -95,7 +95,8 @@ class Autoscaling(Model):
         default=60,
         ge=1,
         le=86_400,
-        description="Nothing should wait longer than this. It counts once it is known how fast a worker is.",
+        description="Nothing should wait longer than this (60 if left out). It counts once it is known how fast a "
+        "worker is.",
     )
     lag_per_replica: int = Field(
         default=10, ge=1, le=1_000_000, description="Waiting recordings per worker, until it is known how fast one is."
@@ -106,7 +107,12 @@ class Autoscaling(Model):
     activation_lag: int = Field(
         default=0, ge=0, le=1_000_000, description="Up to so many waiting recordings wake no worker."
     )
-    polling_seconds: int = Field(default=15, ge=1, le=3600, description="How often the queue is looked at.")
+    polling_seconds: int = Field(
+        default=15,
+        ge=1,
+        le=3600,
+        description="How often the queue is looked at; each 5 s, if that is more often, while nothing waits.",
+    )
     cooldown_seconds: int = Field(
         default=300, ge=0, le=86_400, description="How long the last worker stays when nothing waits any more."
     )

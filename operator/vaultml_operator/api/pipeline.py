@@ -14,6 +14,15 @@ from vaultml_operator.api.worker import Monitoring, Worker
 class Spec(Model):
     """What a pipeline should be."""
 
+    rules = (
+        Rule(
+            "!has(self.queue.kafka) || self.queue.kafka.offsetReset != 'latest' || self.autoscaling.mode != 'Auto' || "
+            "(self.autoscaling.minReplicas > 0 && (!has(self.autoscaling.idleReplicas) || "
+            "self.autoscaling.idleReplicas > 0))",
+            "offsetReset latest needs a worker at all times, for what came before the first does not count as waiting: "
+            "set it to earliest, or minReplicas (and idleReplicas) to 1 or more",
+        ),
+    )
     queue: Queue = Field(description="Where events come from and results go to.")
     vault: Vault | None = Field(
         default=None, description="Kerberos Vault. Absent: each event brings its own address and keys."

@@ -69,6 +69,8 @@ def read(file: Path, before: Documents | None = None) -> Documents:
         found = [each for each in yaml.safe_load_all(text) if each is not None]
     except yaml.YAMLError as error:
         raise BadFile(file, [_position(error)]) from None
+    except ValueError:  # what looks like a date, and is none
+        raise BadFile(file, ["something in it looks like a date or a number, and is none: put it in quotes"]) from None
     objects: dict[Name, Manifest] = {}
     wrong: list[str] = []
     for number, document in enumerate(found, start=1):
@@ -108,7 +110,7 @@ def _object(document: Any) -> tuple[Name, Manifest]:
     if not isinstance(document, Mapping):
         raise _Wrong("must be an object: begin with apiVersion, kind and metadata")
     kind = document.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         known = f"{api.KIND} ({api.API_VERSION}), Secret and ConfigMap (v1)"
         said = "kind is missing" if kind is None else f"kind {kind} is of no use here"
         raise _Wrong(f"{said}: there are {known}")
@@ -119,6 +121,8 @@ def _object(document: Any) -> tuple[Name, Manifest]:
     if not isinstance(metadata, Mapping) or not isinstance(name, str) or not name:
         raise _Wrong("metadata.name is missing: give a name, in quotes if it is a number")
     namespace = metadata.get("namespace") or "default"
+    if not isinstance(namespace, str):
+        raise _Wrong("metadata.namespace must be text: put it in quotes")
     if more := {*document} - {"apiVersion", "kind", "metadata", *_FIELDS[kind]}:
         raise _Wrong(*(f"{each}: no such field of a {kind}" for each in sorted(map(str, more))))
     kept = {key: _strings(metadata, key) for key in ("labels", "annotations") if metadata.get(key)}

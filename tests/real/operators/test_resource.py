@@ -37,6 +37,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.queue.name", "kcloud-analysis-queue.fifo", "a Hub queue (kcloud-…) is not supported by this version yet"),
     ("spec.queue.target", "in", "target must differ from name, or each result is taken for a new event"),
     ("spec.queue.target", "out?", "target must be a topic's name"),
+    (
+        "spec",
+        {
+            "queue": {"name": "in", "kafka": {"brokers": ["k:1"], "group": "g", "offsetReset": "latest"}},
+            "autoscaling": {"minReplicas": 0},
+        },
+        "offsetReset latest needs a worker at all times",
+    ),
     ("spec.queue.system", "SQS", 'Unsupported value: "SQS": supported values: "KAFKA"'),
     ("spec.queue.kafka", NONE, "system KAFKA needs the block kafka: give brokers and group"),
     ("spec.queue.kafka.brokers", NONE, "brokers: Required value"),
