@@ -95,6 +95,8 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
 def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
     """One Event for each transition between two statuses: a condition that changed its status or reason."""
     before = {each["type"]: each for each in previous.get("conditions") or []}
+    ready = next(each for each in current["conditions"] if each["type"] == "Ready")
+    no_credentials = ready["reason"] in ("SecretMissing", "SecretKeyMissing")
     causes = {each["reason"] for each in current["conditions"] if each["type"] not in ("Ready", "Progressing")}
     for condition in current["conditions"]:
         old = before.get(condition["type"])
@@ -109,8 +111,10 @@ def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
                 yield Note("Warning", reason, condition["message"])
             case "QueueReachable" | "VaultReachable" | "Monitored" if old is not None and old["status"] == "False":
                 yield Note("Normal", reason, condition["message"])
-            case "ScalingLimited" if reason in _LIMITS.values() or reason == "LagUnknown":
-                yield Note("Normal" if reason != "LagUnknown" else "Warning", reason, condition["message"])
+            case "ScalingLimited" if reason in _LIMITS.values():
+                yield Note("Normal", reason, condition["message"])
+            case "ScalingLimited" if reason == "LagUnknown" and not no_credentials:
+                yield Note("Warning", reason, condition["message"])
             case "EventsExpiring" if status == "True":
                 yield Note("Warning", reason, condition["message"])
             case "EventsExpiring" if old is not None and old["status"] == "True":
