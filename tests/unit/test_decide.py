@@ -304,7 +304,7 @@ def test_even_partitions_go_out_as_far_as_the_rate_allows_and_a_divisor_per_peri
 
 def test_idle_workers_need_not_divide_the_partitions() -> None:
     policy = Policy(even_partitions=True, min_replicas=8, idle_replicas=3, cooldown_seconds=0)
-    assert decide(policy, seen(0, replicas=3, parallelism=8), History(time=NOW - 15, replicas=3), NOW).replicas == 3
+    assert decide(policy, seen(0, replicas=3, parallelism=8, arrival=9, service=1), History(), NOW).replicas == 3
 
 
 def test_only_partitions_with_lag_count_when_asked() -> None:
