@@ -277,6 +277,7 @@ def test_even_partitions_take_a_divisor() -> None:
     assert decide(policy, seen(60, parallelism=16), History(), NOW).replicas == 8
     assert decide(policy, seen(90, parallelism=16, slots=12), History(), NOW).replicas == 8
     assert decide(policy, seen(90, parallelism=16), History(), NOW).replicas == 16
+    assert decide(policy, seen(900, parallelism=16, slots=12), History(), NOW).replicas == 8
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Desk:
 
     def __init__(self) -> None:
         self.lag: dict[str, int] = {}
+        self.idle: dict[str, int] = {}
+        """Partitions in which nothing waits, beside the one."""
         self.failing: set[str] = set()
         self.rounds: list[tuple[str, list[str]]] = []
         self.closed: list[str] = []
@@ -47,7 +49,11 @@ class Desk:
             if ask.queue in self._desk.failing:
                 return ReadingFailed("the lag can't be read: no answer")
             lag = self._desk.lag.get(ask.queue, 0)
-            parts = (Partition(0, 0, 100 + lag, 100, lag, self._desk.time - 5 if lag else None),)
+            idle = range(1, 1 + self._desk.idle.get(ask.queue, 0))
+            parts = (
+                Partition(0, 0, 100 + lag, 100, lag, self._desk.time - 5 if lag else None),
+                *(Partition(number, 0, 9, 9, 0) for number in idle),
+            )
             return Reading(self._desk.time, parts, (Member("pod", frozenset({0})),))
 
         def close(self) -> None:
@@ -247,6 +253,26 @@ def test_a_free_gpu_nearby_does_not_lift_the_tolerance() -> None:
         assert outlook is not None
         assert outlook.decision.replicas == 10
         assert "clamp" not in outlook.status
+
+    scene(test, pool=pool)
+
+
+def test_gpus_that_even_partitions_leave_idle_go_to_who_needs_them() -> None:
+    pool = Pool()
+    pool.node_seen(node(6))
+
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        for name, even in (("a", True), ("b", False)):
+            desk.lag[name], desk.idle[name] = 500, 7
+            policy = Policy(polling_seconds=1, lag_per_replica=10, even_partitions=even)
+            demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
+            asked = Subject(policy=policy, connection=HERE, ask=Ask(name, "g"), demand=demand)
+            watch(scaler, ("n", name), subject=asked, replicas=0)
+        await until(lambda: scaler.outlook(("n", "a")) and scaler.outlook(("n", "b")))
+        first, other = scaler.outlook(("n", "a")), scaler.outlook(("n", "b"))
+        assert first is not None
+        assert other is not None
+        assert (first.decision.replicas, other.decision.replicas) == (2, 4)
 
     scene(test, pool=pool)
 

@@ -383,7 +383,7 @@ def _even(plan: _Plan, case: _Case) -> None:
     On the way there no further than the rates allow, but one such number at least in each period.
     """
     count, current = case.partitions, case.current
-    if not case.policy.even_partitions or case.resting or count is None or not 0 < plan.replicas < count:
+    if not case.policy.even_partitions or case.resting or count is None or not 0 < plan.replicas <= count:
         return
     even = [number for number in range(1, count + 1) if count % number == 0]
     allowed = [number for number in even if number <= case.ceiling]

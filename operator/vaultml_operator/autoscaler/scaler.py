@@ -32,8 +32,8 @@ _TOGETHER = 0.25
 _LATE_S = 300.0
 """How old a picture of GPUs that limit nobody may get, about."""
 _FRESH_S, _FRESH_POLLS = 20.0, 1.5
-"""How old a picture gets, about, before small changes of measured numbers are published: in seconds, or in polls if that
-is sooner, since who polls quickly wants to see quickly.
+"""How old a picture gets, about, before small changes of measured numbers are published: seconds, or polls if that is
+sooner, since who polls quickly wants to see quickly.
 """
 _SHARE_S = 1.0
 _SHARE_COST = 20
@@ -343,11 +343,26 @@ class Scaler(Generic[K]):
                 self._unshared.add(key)
         began = time.monotonic()
         if began >= self._share_again and (self._stale or self._unshared or self._waiting()):
-            self._grants = arbitrate(self.pool, list(self._demands.values()), self._grants, began)
+            grants = arbitrate(self.pool, list(self._demands.values()), self._grants, began)
+            if fewer := self._unused(grants):
+                grants = arbitrate(self.pool, list({**self._demands, **fewer}.values()), self._grants, began)
+            self._grants = grants
             self._stale = False
             self._unshared.clear()
             ended = time.monotonic()
             self._share_again = ended + max(_SHARE_S, _SHARE_COST * (ended - began))
+
+    def _unused(self, grants: Grants) -> dict[K, Demand]:
+        """The smaller demands of those who can't use all that they would get: few numbers divide their partitions."""
+        found = {}
+        for key, demand in self._demands.items():
+            state, most = self._states[key], grants[key].slots + grants[key].coming
+            if state.subject.acts and state.subject.policy.even_partitions and most < demand.wanted:
+                seen = self._observe(state, slots=most, holders="")
+                used = decide(state.subject.policy, seen, state.history, self._wall()).replicas
+                if used < most:
+                    found[key] = replace(demand, wanted=used)
+        return found
 
     def _drop(self, key: K) -> None:
         self._unshared.discard(key)
