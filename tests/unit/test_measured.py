@@ -93,6 +93,14 @@ def test_a_partition_that_is_known_to_be_stuck_stays_so_while_workers_are_away_a
     assert stuck(loop.measured) == (0, 0)
 
 
+def test_after_a_clock_was_set_back_a_poison_partition_is_found_as_soon_as_ever() -> None:
+    loop = Loop()
+    loop.run(60, quiet)
+    loop.now -= 86_400
+    loop.run(200, quiet)
+    assert stuck(loop.measured) == (1, 50)
+
+
 def one_after_the_other(seconds: float) -> list[Partition]:
     """One worker that does all of a partition before it begins the next: two minutes each."""
     return [part(number, 120, min(120, max(0, int(seconds) - 120 * number))) for number in range(8)]

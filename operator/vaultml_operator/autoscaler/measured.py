@@ -111,14 +111,13 @@ class Measured:
 
         Where nobody works, or nothing at all moves, that is no partition's fault, and no reason to lift a judgement.
         """
-        now, last = (
-            reading.time,
-            {} if self.reading is None else {each.number: each for each in self.reading.partitions},
-        )
+        now = reading.time
+        last = {} if self.reading is None else {each.number: each for each in self.reading.partitions}
         worked = [last[each.number] for each in reading.partitions if _grown(last.get(each.number), each)]
         for part in reading.partitions:
             before = self._still.get(part.number)
-            if before is None or before.committed != part.committed or not part.lag:
+            if before is None or before.committed != part.committed or not part.lag or before.since > now:
+                # Also where the clock was set back.
                 self._still[part.number] = _Still(part.committed, now, now, self.rates.service)
                 self._stuck.discard(part.number)
             elif not last or _waits_its_turn(part.number, before.at, worked, reading.members):
