@@ -56,7 +56,7 @@ class Ours:
         sample = Sample(
             time=pipeline.world.now,
             end=pipeline.end,
-            committed=pipeline.end - pipeline.lag,
+            done=pipeline.end - pipeline.lag,
             lag=pipeline.lag,
             busy=pipeline.busy,
             ready=len(pipeline.ready),

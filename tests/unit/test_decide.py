@@ -277,6 +277,35 @@ def test_even_partitions_take_a_divisor() -> None:
     assert decide(policy, seen(60, parallelism=16), History(), NOW).replicas == 8
     assert decide(policy, seen(90, parallelism=16, slots=12), History(), NOW).replicas == 8
     assert decide(policy, seen(90, parallelism=16), History(), NOW).replicas == 16
+    assert decide(policy, seen(900, parallelism=16, slots=12), History(), NOW).replicas == 8
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers"),
+    [(1, [8, 4, 4, 4, 4, 2, 2, 2, 2, 1]), (4, [8, 4, 4, 4, 4, 1]), (6, [8, 2, 2, 2, 2, 1])],
+)
+def test_even_partitions_go_in_as_far_as_the_rate_allows_and_a_divisor_per_period_at_least(
+    step: int, numbers: list[int]
+) -> None:
+    policy = Policy(even_partitions=True, scale_in=Direction(max_step=step, stabilization_seconds=0))
+    loop = Loop(policy, replicas=8)
+    assert [loop.poll(1, service=1.0, parallelism=8).replicas for _ in numbers] == numbers
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers"),
+    [(1, [3, 3, 3, 3, 4, 4, 4, 4, 6, 6, 6, 6, 12]), (3, [4, 4, 4, 4, 6, 6, 6, 6, 12]), (5, [6, 6, 6, 6, 12])],
+)
+def test_even_partitions_go_out_as_far_as_the_rate_allows_and_a_divisor_per_period_at_least(
+    step: int, numbers: list[int]
+) -> None:
+    loop = Loop(Policy(even_partitions=True, scale_out=Direction(max_step=step)), replicas=2 if step == 1 else 1)
+    assert [loop.poll(500, parallelism=12).replicas for _ in numbers] == numbers
+
+
+def test_idle_workers_need_not_divide_the_partitions() -> None:
+    policy = Policy(even_partitions=True, min_replicas=8, idle_replicas=3, cooldown_seconds=0)
+    assert decide(policy, seen(0, replicas=3, parallelism=8, arrival=9, service=1), History(), NOW).replicas == 3
 
 
 def test_only_partitions_with_lag_count_when_asked() -> None:

@@ -79,6 +79,45 @@ def test_only_a_picture_that_differs_is_written(changed: dict[str, Any], written
     assert picture.differs(None, before)
 
 
+@pytest.mark.parametrize(
+    ("before", "changed", "written"),
+    [
+        # Traffic that is kept up with.
+        ({"lag": 1}, {"lag": 0, "processed": 761, "needed": 0}, False),
+        ({"lag": 0}, {"lag": 7, "processed": 990, "oldestSeconds": 0}, False),
+        ({"lag": 2}, {"arrivalPerSecond": 9.0, "servicePerSecond": 0.4, "startupSeconds": 50.0}, False),
+        # A queue that fills or empties is seen at once, and so is whatever is no measured number.
+        ({"lag": 1}, {"lag": 11}, True),
+        ({"lag": 240}, {"lag": 200}, True),
+        ({"lag": 240}, {"lag": 0}, True),
+        ({"lag": 1}, {"desired": 3}, True),
+        ({"lag": 1}, {"trouble": "gone"}, True),
+        ({"lag": 1}, {"clamp": "max"}, True),
+        ({"lag": 1}, {"stuckPartitions": 1}, True),
+    ],
+)
+def test_measured_numbers_of_a_picture_written_a_moment_ago_can_wait(
+    before: dict[str, Any], changed: dict[str, Any], written: bool
+) -> None:
+    fresh = status() | before
+    assert picture.differs(fresh, fresh | changed, fresh=True) is written
+    assert picture.differs(fresh, fresh | changed)
+    without = {name: value for name, value in fresh.items() if name != "oldestSeconds"}
+    assert not picture.differs(fresh, without, fresh=True)
+
+
+def test_what_expires_in_a_stuck_partition_is_told() -> None:
+    parts = (Partition(0, 0, 100, 50, 50, 1000.0), Partition(1, 0, 900, 900, 0))
+    stuck = replace(SEEN, backlog=Backlog(lag=50, parallelism=2, lagging=1, stuck=50, stuck_partitions=1))
+    for waited, expiring in ((2600.0, False), (2700.0, True)):
+        found = picture.status(
+            stuck, decide(Policy(), stuck, History(), 1000.0), KNOWN, Reading(1000.0 + waited, parts, (), 3600.0), 0
+        )
+        assert found["expiring"] is expiring
+        assert found["oldest"] == f"{waited / 60:.0f}m"
+        assert "oldestSeconds" not in found
+
+
 def test_a_rate_that_fades_is_told_a_few_times_only() -> None:
     quiet = replace(SEEN, backlog=Backlog(lag=0, oldest_seconds=None, parallelism=8, lagging=0, end=1000), slots=None)
     decision = decide(Policy(), quiet, History(), 1000.0)

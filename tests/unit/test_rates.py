@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vaultml_operator.autoscaler.rates import Rates, Sample, started, update
 
-START = Sample(time=1000.0, end=500, committed=400, lag=100, busy=4, ready=4, partitions=8)
+START = Sample(time=1000.0, end=500, done=400, lag=100, busy=4, ready=4, partitions=8)
 
 
 def watch(
@@ -22,7 +22,7 @@ def watch(
             START,
             time=START.time + number * poll,
             end=START.end + round(number * poll * arriving),
-            committed=START.committed + round(number * poll * each * busy),
+            done=START.done + round(number * poll * each * busy),
             busy=busy,
         )
         rates, before = update(rates, replace(before, busy=busy), after), after
@@ -38,7 +38,7 @@ def test_the_first_sample_says_nothing() -> None:
 
 
 def test_one_interval_gives_both_rates() -> None:
-    rates = update(Rates(), START, after(10, end=530, committed=420))
+    rates = update(Rates(), START, after(10, end=530, done=420))
     assert rates.arrival == pytest.approx(3.0)
     assert rates.service == pytest.approx(0.5)
     assert rates.time == 1010
@@ -90,12 +90,12 @@ def test_no_progress_lowers_the_service_rate_and_none_at_all_is_unknown() -> Non
 @pytest.mark.parametrize("time", [1000.0, 900.0, 1000.0 + 86_400, -1e12, math.nan, math.inf])
 def test_a_jump_of_the_clock_changes_nothing(time: float) -> None:
     known = watch(300, arriving=2, each=0.5)
-    assert update(known, START, replace(START, time=time, end=9999, committed=9000)) == known
+    assert update(known, START, replace(START, time=time, end=9999, done=9000)) == known
 
 
 def test_a_topic_made_anew_changes_nothing() -> None:
     known = watch(300, arriving=2, each=0.5)
-    rates = update(known, START, after(end=3, committed=0, lag=3))
+    rates = update(known, START, after(end=3, done=0, lag=3))
     assert (rates.arrival, rates.service) == (known.arrival, known.service)
 
 
@@ -108,7 +108,7 @@ def test_fewer_partitions_are_another_topic_more_are_not() -> None:
 
 def test_a_commit_set_by_hand_is_no_work() -> None:
     known = watch(300, arriving=2, each=0.5)
-    assert update(known, START, after(committed=5000, end=510)).service == known.service
+    assert update(known, START, after(done=5000, end=510)).service == known.service
 
 
 def test_startup_is_the_mean_of_the_last_and_what_was_known() -> None:
@@ -148,7 +148,7 @@ samples = st.builds(
     Sample,
     time=st.floats() | st.floats(0, 2000),
     end=st.integers(),
-    committed=st.integers(),
+    done=st.integers(),
     lag=st.integers(),
     busy=st.integers(),
     ready=st.integers(),

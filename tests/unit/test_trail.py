@@ -46,3 +46,10 @@ def test_however_long_it_is_it_stays_small_and_nearly_right() -> None:
     known = [each for each in found if each is not None]
     assert known == sorted(known), f"seed {seed}"
     assert len(known) > len(found) * 0.9, f"seed {seed}"
+
+
+def test_the_newest_is_known_however_much_was_thinned_out() -> None:
+    trail = Trail()
+    for look in range(300):
+        trail.add(15.0 * look, 10 * look)
+        assert look == 0 or trail.since(10 * look - 1) == 15.0 * look

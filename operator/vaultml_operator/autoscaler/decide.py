@@ -43,6 +43,7 @@ _PATIENCE = 300.0
 _ROOM = 1.0
 """Workers beside those that are busy on average, times the square root of these: arrivals come in clusters, and a
 number without room would be corrected with each of them."""
+_RATES = ("scaleOutRate", "scaleInRate")
 _EPSILON = 1e-9
 """6.000000001 workers are 6."""
 
@@ -342,20 +343,28 @@ def _highest(case: _Case, needs: tuple[tuple[float, int], ...], seconds: float) 
     return max(need for time, need in needs if case.now - time <= seconds)
 
 
-def _rate(plan: _Plan, case: _Case) -> None:
-    """No more workers added, or removed, within a period than allowed."""
-    current = case.current
-    sign = 1 if plan.replicas > current else -1
+def _allowance(case: _Case, sign: int) -> tuple[int, int] | None:
+    """How many were added (sign 1) or removed (-1) within the period, and how many more may be; None: no limit."""
     direction = case.policy.scale_out if sign > 0 else case.policy.scale_in
-    if plan.replicas == current or direction.max_step is direction.max_percent is None:
-        return
+    if direction.max_step is direction.max_percent is None:
+        return None
     since = case.now - direction.period_seconds
     done = sum(abs(delta) for time, delta in case.past.steps if time > since and delta * sign > 0)
-    before = max(current - sign * done, 1)
+    before = max(case.current - sign * done, 1)
     percent = math.ceil(before * (direction.max_percent or 0) / 100)
-    room = max(max(direction.max_step or 0, percent) - done, 0)
-    phrase = f"{done} already and {room} more within {_short(direction.period_seconds)} s"
-    if sign > 0:
+    return done, max(max(direction.max_step or 0, percent) - done, 0)
+
+
+def _rate(plan: _Plan, case: _Case) -> None:
+    """No more workers added, or removed, within a period than allowed."""
+    current, out = case.current, plan.replicas > case.current
+    allowance = _allowance(case, 1 if out else -1)
+    if plan.replicas == current or allowance is None:
+        return
+    done, room = allowance
+    seconds = (case.policy.scale_out if out else case.policy.scale_in).period_seconds
+    phrase = f"{done} already and {room} more within {_short(seconds)} s"
+    if out:
         plan.clamp("scaleOutRate", min(plan.replicas, current + room), phrase)
     else:
         plan.clamp("scaleInRate", max(plan.replicas, current - room), phrase)
@@ -369,15 +378,26 @@ def _partitions(plan: _Plan, case: _Case) -> None:
 
 
 def _even(plan: _Plan, case: _Case) -> None:
-    """A number that divides the partitions: the next one up, or down where a maximum is in the way."""
-    count = case.partitions
-    if not case.policy.even_partitions or count is None or not 0 < plan.replicas < count:
+    """A number that divides the partitions: the next one up, or down where a maximum is in the way.
+
+    On the way there no further than the rates allow, but one such number at least in each period.
+    """
+    count, current = case.partitions, case.current
+    if not case.policy.even_partitions or case.resting or count is None or not 0 < plan.replicas <= count:
         return
     even = [number for number in range(1, count + 1) if count % number == 0]
     allowed = [number for number in even if number <= case.ceiling]
-    if allowed:
-        chosen = next((number for number in allowed if number >= plan.replicas), allowed[-1])
-        plan.clamp("evenPartitions", chosen, f"{chosen} of {_many(count, 'partition')} each get as many")
+    if not allowed:
+        return
+    wanted = next((each.before for each in plan.clamps if each.name in _RATES), plan.replicas)
+    chosen = next((number for number in allowed if number >= wanted), allowed[-1])
+    sign = 1 if chosen > current else -1
+    if (allowance := _allowance(case, sign)) is not None:
+        done, room = allowance
+        way = [each for each in allowed[::sign] if 0 < sign * (each - current) <= sign * (chosen - current)]
+        within = [each for each in way if abs(each - current) <= room]
+        chosen = within[-1] if within else way[0] if way and not done else current
+    plan.clamp("evenPartitions", chosen, f"{chosen} of {_many(count, 'partition')} each get as many")
 
 
 def _bounds(plan: _Plan, case: _Case) -> None:

@@ -1,25 +1,36 @@
 """What is measured of one pipeline from reading to reading: rates, what is stuck, how long workers take to start."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vaultml_operator.autoscaler import rates
-from vaultml_operator.autoscaler.lag import Partition, Reading
+from vaultml_operator.autoscaler.lag import Member, Partition, Reading
 from vaultml_operator.autoscaler.rates import Rates, Sample
 from vaultml_operator.autoscaler.records import Backlog
 
 STUCK_S = 120.0
-"""A partition that did not move for so long, or for five recordings, while others did, is stuck."""
+"""A partition that did not move for so long, or for five recordings, while others did, and is not waiting its turn."""
 _STUCK_RECORDINGS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
-    """When a partition's commit last moved."""
+class _Still:
+    """A partition since its commit last moved.
+
+    `at`: when that was; `since`: from when on it counts as standing still, later where it only waited its turn.
+    `service`: the rate known when it moved, since standing still must not excuse itself.
+    """
 
     committed: int
     at: float
+    since: float
+    service: float | None
+
+    @property
+    def limit(self) -> float:
+        """How long it may stand still, in seconds."""
+        return max(STUCK_S, _STUCK_RECORDINGS / self.service if self.service else 0.0)
 
 
 class Measured:
@@ -34,7 +45,8 @@ class Measured:
         self.failed = "it was not looked at yet"
         """Why there is no reading."""
         self._sample: Sample | None = None
-        self._moved: dict[int, _Moved] = {}
+        self._still: dict[int, _Still] = {}
+        self._stuck: set[int] = set()
         self._replicas = self._ready = 0
         self._asked_at: float | None = None
 
@@ -45,36 +57,36 @@ class Measured:
     def begin_anew(self) -> None:
         """It is another queue from now on."""
         self.fail("it was not looked at yet")
-        self._moved.clear()
+        self._still.clear()
+        self._stuck.clear()
 
     def workers(self, replicas: int, ready: int, now: float) -> None:
         """See how long new ones take: so many are asked for, so many are ready at `now` (monotonic seconds)."""
         if replicas > self._replicas:
-            self._asked_at = now if ready < replicas else None
-        elif self._asked_at is not None and ready > self._ready:
+            self._asked_at = now
+        elif replicas == self._replicas and ready > self._ready and self._asked_at is not None:
             self.rates = rates.started(self.rates, now - self._asked_at)
-            if ready >= replicas:
-                self._asked_at = None
+        if replicas < self._replicas or ready >= replicas:
+            # Whoever becomes ready after this was not asked for then.
+            self._asked_at = None
         self._replicas, self._ready = replicas, ready
 
     def learn(self, reading: Reading) -> None:
         """Take a reading."""
         parts = reading.partitions
-        for part in parts:
-            before = self._moved.get(part.number)
-            if before is None or before.committed != part.committed or not part.lag:
-                self._moved[part.number] = _Moved(part.committed, reading.time)
+        if self.reading is not None:
+            self.processed += _done(self.reading, reading)
+        self._find_stuck(reading)
+        moving = [part for part in parts if part.lag and part.number not in self._stuck]
         sample = Sample(
             time=reading.time,
             end=sum(part.end for part in parts),
-            committed=sum(part.committed for part in parts),
-            lag=reading.lag,
-            busy=min(self._ready, sum(part.lag > 0 for part in parts)),
+            done=self.processed,
+            lag=sum(part.lag for part in moving),
+            busy=min(self._ready, len(moving)),
             ready=self._ready,
             partitions=len(parts),
         )
-        if self._sample is not None:
-            self.processed += max(0, sample.committed - self._sample.committed)
         self.rates = rates.update(self.rates, self._sample, sample)
         self._sample, self.reading, self.failed = sample, reading, ""
 
@@ -82,7 +94,7 @@ class Measured:
         """What waits; None: it can't be read."""
         if (reading := self.reading) is None:
             return None
-        stuck = self._stuck(reading)
+        stuck = self._stuck
         oldest = [part.oldest for part in reading.partitions if part.number not in stuck and part.oldest is not None]
         return Backlog(
             lag=reading.lag,
@@ -94,14 +106,48 @@ class Measured:
             end=sum(part.end for part in reading.partitions),
         )
 
-    def _stuck(self, reading: Reading) -> set[int]:
-        """Partitions that stand still although workers run and others move: a slow recording, or a poisonous one."""
-        service = self.rates.service
-        limit = max(STUCK_S, _STUCK_RECORDINGS / service if service else 0.0)
+    def _find_stuck(self, reading: Reading) -> None:
+        """Find partitions that stand still although workers run and others move: slow recordings, or poisonous ones.
 
-        def age(part: Partition) -> float:
-            return reading.time - self._moved[part.number].at
+        Where nobody works, or nothing at all moves, that is no partition's fault, and no reason to lift a judgement.
+        """
+        now = reading.time
+        last = {} if self.reading is None else {each.number: each for each in self.reading.partitions}
+        worked = [last[each.number] for each in reading.partitions if _grown(last.get(each.number), each)]
+        for part in reading.partitions:
+            before = self._still.get(part.number)
+            if before is None or before.committed != part.committed or not part.lag or before.since > now:
+                # Also where the clock was set back.
+                self._still[part.number] = _Still(part.committed, now, now, self.rates.service)
+                self._stuck.discard(part.number)
+            elif not last or _waits_its_turn(part.number, before.at, worked, reading.members):
+                self._still[part.number] = replace(before, since=now)
+        still = {part: self._still[part.number] for part in reading.partitions}
+        if self._ready and any(now - each.since <= each.limit / 2 for each in still.values()):
+            self._stuck |= {part.number for part, each in still.items() if part.lag and now - each.since > each.limit}
 
-        if not self._ready or not any(age(part) <= limit / 2 for part in reading.partitions):
-            return set()
-        return {part.number for part in reading.partitions if part.lag and age(part) > limit}
+
+def _grown(before: Partition | None, after: Partition) -> bool:
+    return before is not None and after.committed > before.committed
+
+
+def _waits_its_turn(number: int, at: float, worked: Iterable[Partition], members: tuple[Member, ...] | None) -> bool:
+    """Whether its worker was busy with what had come to its other partitions before this one stood still, at `at`.
+
+    What came later is no excuse: workers take the older first, so that this one was passed over. Where nobody knows
+    whose partition it is, all of them count as its worker's.
+    """
+    owned = next((each.partitions for each in members or () if number in each.partitions), None)
+    return any(
+        part.oldest is not None and part.oldest <= at for part in worked if owned is None or part.number in owned
+    )
+
+
+def _done(before: Reading, after: Reading) -> int:
+    """Recordings done in between: commits that grew, but not over what retention has deleted meanwhile."""
+    committed = {part.number: part.committed for part in before.partitions}
+    return sum(
+        max(0, part.committed - max(committed[part.number], part.start))
+        for part in after.partitions
+        if part.number in committed
+    )

@@ -17,6 +17,8 @@ _NEAR_PROCESSED = 0.05
 _LEAST = {"arrivalPerSecond": RATE_STEP}
 """And by how much at least: a rate fades by shares for ever."""
 _MEASURED = ("lag", "oldestSeconds", "arrivalPerSecond", "servicePerSecond", "startupSeconds", "stuck")
+_FEW = 10
+"""Lags up to so many come and go with each recording."""
 _TOLD = (
     "message",
     "clamps",
@@ -29,6 +31,8 @@ _TOLD = (
     "laggingPartitions",
 )
 """Words that hold measured numbers: they go along with a change, and are none."""
+_COUNTED = ("processed", "needed")
+"""What is exact at rest, and changes with each recording."""
 _GPUS = ("slots", "holders")
 """What others hold changes all the time: told exactly while GPUs limit the number of workers, else later will do."""
 _EXPIRING = 0.75
@@ -64,7 +68,7 @@ def status(
         found |= {
             "lag": rounded(backlog.lag),
             "oldestSeconds": None if backlog.oldest_seconds is None else rounded(backlog.oldest_seconds),
-            "oldest": None if backlog.oldest_seconds is None else duration(backlog.oldest_seconds),
+            "oldest": None if (oldest := _oldest(backlog, reading)) is None else duration(oldest),
             "partitions": backlog.parallelism,
             "laggingPartitions": backlog.lagging,
             "stuckPartitions": backlog.stuck_partitions or None,
@@ -72,7 +76,7 @@ def status(
         }
         if reading is not None and reading.retention is not None:
             found["retentionSeconds"] = round(reading.retention)
-            found["expiring"] = (backlog.oldest_seconds or 0.0) >= _EXPIRING * reading.retention
+            found["expiring"] = (oldest or 0.0) >= _EXPIRING * reading.retention
         # While something waits it would change with every poll, and a restarted operator sees for itself.
         if backlog.lag == 0 and decision.history.last_active is not None:
             found["lastActive"] = round(decision.history.last_active)
@@ -81,14 +85,33 @@ def status(
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _oldest(backlog: Backlog, reading: Reading | None) -> float | None:
+    """How long the oldest of all has waited, in seconds. Unlike for a decision, in stuck partitions too: it expires."""
+    since = [] if reading is None else [part.oldest for part in reading.partitions if part.oldest is not None]
+    return backlog.oldest_seconds if reading is None or not since else max(0.0, reading.time - min(since))
+
+
 def limit(decision: Decision) -> str | None:
     """The rule that keeps the pipeline from what it needs, if one does."""
     return next((each.name for each in reversed(decision.clamps) if each.name in _LIMITS), None)
 
 
-def differs(published: Mapping[str, Any] | None, new: Mapping[str, Any], *, late: bool = False) -> bool:
-    """Whether what is published no longer tells the truth; `late`: it has been there for a while."""
-    if published is None or {*published} - {*_TOLD} != {*new} - {*_TOLD}:
+def differs(
+    published: Mapping[str, Any] | None, new: Mapping[str, Any], *, fresh: bool = False, late: bool = False
+) -> bool:
+    """Whether what is published no longer tells the truth.
+
+    `fresh`: it was published a moment ago, so that measured numbers can wait, but for a lag that counts; `late`: it has
+    been there for minutes.
+    """
+    if published is None:
+        return True
+    if fresh:
+        lags = [each.get("lag", 0) for each in (published, new)]
+        waits = {*_MEASURED, *_COUNTED} - ({"lag"} if max(lags) > _FEW else set())
+        published = {name: value for name, value in published.items() if name not in waits}
+        new = {name: value for name, value in new.items() if name not in waits}
+    if {*published} - {*_TOLD} != {*new} - {*_TOLD}:
         return True
     exact = late or "gpus" in (published.get("clamp"), new.get("clamp"))
     for name, value in new.items():

@@ -13,6 +13,8 @@ RULE_OF_THREE = 3.0
 """Nothing in t seconds: with 95 % confidence, no more than 3/t per second arrive."""
 RATE_STEP = 0.01
 """Recordings per second: less counts as none where people read it."""
+LONGEST_START = 900.0
+"""Seconds that a worker takes to start, at most: what took longer waited for a GPU."""
 SHORTEST, LONGEST = 0.1, 900.0
 """Seconds between two samples; what is further apart is a jump of the clock or a night without an operator."""
 
@@ -21,14 +23,15 @@ SHORTEST, LONGEST = 0.1, 900.0
 class Sample:
     """What one poll counted.
 
-    - `time`: seconds; `end`, `committed`: sums of the partitions' log ends and committed offsets.
-    - `lag`: recordings that wait; `busy`: workers that have something to do; `ready`: workers that run.
+    - `time`: seconds; `end`: sum of the partitions' log ends; `done`: recordings that were done, since any beginning.
+    - `lag`: recordings that wait; `busy`: workers that have something to do; `ready`: workers that run. Without what is
+      stuck: it moves for nobody.
     - `partitions`: how many were counted; 0: not known.
     """
 
     time: float
     end: int
-    committed: int
+    done: int
     lag: int
     busy: int
     ready: int
@@ -44,6 +47,8 @@ class Rates:
     - `startup_seconds`: from asked for to ready.
     - `arrival_seconds`, `service_seconds`: for how long each was watched.
     - `quiet_seconds`: for how long nothing has arrived or waited.
+    - `still_seconds`: for how long workers had work and finished nothing; `still_work`: worker-seconds of that;
+      `before_still`: the service rate before.
     - `time`: of the last sample that counted.
     """
 
@@ -54,6 +59,9 @@ class Rates:
     arrival_seconds: float = 0.0
     service_seconds: float = 0.0
     quiet_seconds: float = 0.0
+    still_seconds: float = 0.0
+    still_work: float = 0.0
+    before_still: float | None = None
     time: float | None = None
 
     @property
@@ -95,14 +103,14 @@ class Rates:
 def update(rates: Rates, before: Sample | None, after: Sample) -> Rates:
     """What is known after one more sample; an interval that makes no sense changes nothing.
 
-    Arrivals are growth of the log ends; the service rate is growth of the committed offsets per busy worker, counted
-    only while something waited at both ends of the interval, since a worker without work is not slow.
+    Arrivals are growth of the log ends; the service rate is what was done per busy worker, counted only while something
+    waited at both ends of the interval, since a worker without work is not slow.
     """
     if before is None or not SHORTEST <= after.time - before.time <= LONGEST:
         return rates
     elapsed = after.time - before.time
     rates = replace(rates, time=after.time)
-    arrived, done = after.end - before.end, after.committed - before.committed
+    arrived, done = after.end - before.end, after.done - before.done
     # Fewer partitions, or an end that went back: the topic was made anew.
     if arrived >= 0 and after.partitions >= before.partitions:
         watched, seen = rates.arrival_seconds + elapsed, arrived / elapsed
@@ -113,21 +121,38 @@ def update(rates: Rates, before: Sample | None, after: Sample) -> Rates:
             arrival_seconds=min(watched, 1e6),
             quiet_seconds=0.0 if arrived or after.lag else min(rates.quiet_seconds + elapsed, 1e6),
         )
-    busy = (before.busy + after.busy) / 2
     worked = min(before.busy, after.busy, before.lag, after.lag) > 0
+    if not worked:
+        return replace(rates, still_seconds=0.0, still_work=0.0)
     # More done than can have been there is a commit that somebody set by hand.
-    if worked and 0 <= done <= before.lag + max(arrived, 0) and after.partitions == before.partitions:
-        watched = rates.service_seconds + elapsed
-        service = _blend(rates.service, done / elapsed / busy, elapsed, watched, SERVICE_HALF_LIFE)
-        rates = replace(rates, service=service or None, service_seconds=min(watched, 1e6))
-    return rates
+    if arrived < 0 or not 0 <= done <= before.lag + arrived or after.partitions != before.partitions:
+        return rates
+    return _served(rates, done, elapsed, elapsed * (before.busy + after.busy) / 2)
+
+
+def _served(rates: Rates, done: int, elapsed: float, work: float) -> Rates:
+    """The service rate after so many worker-seconds of work.
+
+    Time in which nothing is finished (slow recordings, or a Vault that is away) is judged together with the recording
+    that ends it; until then it says no more than the rule of three, and can halve the rate, however long it is.
+    """
+    known = rates.before_still if rates.still_seconds else rates.service
+    seconds, work = rates.still_seconds + elapsed, rates.still_work + work
+    counted = min(seconds, SERVICE_HALF_LIFE)
+    watched = rates.service_seconds + counted
+    seen = done / work if done else min(known or 0.0, RULE_OF_THREE / work)
+    service = _blend(known, seen, counted, watched if done else math.inf, SERVICE_HALF_LIFE) or None
+    if done:
+        still: dict[str, float] = {"still_seconds": 0.0, "still_work": 0.0, "service_seconds": min(watched, 1e6)}
+        return replace(rates, service=service, **still)
+    return replace(rates, service=service, still_seconds=seconds, still_work=work, before_still=known)
 
 
 def started(rates: Rates, seconds: float) -> Rates:
     """What is known after a worker became ready so many seconds after it was asked for; half of it is the new one."""
     if not (math.isfinite(seconds) and seconds > 0):
         return rates
-    before = rates.startup_seconds
+    before, seconds = rates.startup_seconds, min(seconds, LONGEST_START)
     return replace(rates, startup_seconds=seconds if before is None else (before + seconds) / 2)
 
 

@@ -32,6 +32,10 @@ _TOGETHER = 0.25
 _NO_CREDENTIALS = "its credentials are missing"
 _LATE_S = 300.0
 """How old a picture of GPUs that limit nobody may get, about."""
+_FRESH_S, _FRESH_POLLS = 20.0, 1.5
+"""How old a picture gets, about, before small changes of measured numbers are published: seconds, or polls if that is
+sooner, since who polls quickly wants to see quickly.
+"""
 _SHARE_S = 1.0
 _SHARE_COST = 20
 """GPUs are shared out at most once a second, and in no more than a twentieth of the time: with a thousand pipelines
@@ -68,7 +72,9 @@ class _State:
     decision: Decision | None = None
     published: dict[str, Any] | None = None
     remark: str = ""
-    late_at: float = field(default_factory=lambda: _late_at(time.monotonic()))
+    late_at: float = field(default_factory=lambda: _spread(_LATE_S))
+    """Monotonic time from which on the picture is an old one."""
+    fresh_until: float = 0.0
 
 
 class _Line:
@@ -342,11 +348,26 @@ class Scaler(Generic[K]):
                 self._unshared.add(key)
         began = time.monotonic()
         if began >= self._share_again and (self._stale or self._unshared or self._waiting()):
-            self._grants = arbitrate(self.pool, list(self._demands.values()), self._grants, now)
+            grants = arbitrate(self.pool, list(self._demands.values()), self._grants, began)
+            if fewer := self._unused(grants):
+                grants = arbitrate(self.pool, list({**self._demands, **fewer}.values()), self._grants, began)
+            self._grants = grants
             self._stale = False
             self._unshared.clear()
             ended = time.monotonic()
             self._share_again = ended + max(_SHARE_S, _SHARE_COST * (ended - began))
+
+    def _unused(self, grants: Grants) -> dict[K, Demand]:
+        """The smaller demands of those who can't use all that they would get: few numbers divide their partitions."""
+        found = {}
+        for key, demand in self._demands.items():
+            state, most = self._states[key], grants[key].slots + grants[key].coming
+            if state.subject.acts and state.subject.policy.even_partitions and most < demand.wanted:
+                seen = self._observe(state, slots=most, holders="")
+                used = decide(state.subject.policy, seen, state.history, self._wall()).replicas
+                if used < most:
+                    found[key] = replace(demand, wanted=used)
+        return found
 
     def _drop(self, key: K) -> None:
         self._unshared.discard(key)
@@ -365,20 +386,35 @@ class Scaler(Generic[K]):
             # A grant is never more than is wanted: where all of it is granted, what bounds it are the GPUs there are.
             slots = grant.slots if grant.slots < self._demands[key].wanted else max(grant.slots, grant.capacity)
         observation = self._observe(state, slots=slots, holders="" if grant is None else grant.sentence())
-        decision = decide(state.subject.policy, observation, state.history, self._wall())
+        decision = self._decide(state, observation, None if grant is None else grant.slots)
         changed = state.decision is None or decision.replicas != state.decision.replicas
         state.history, state.decision = decision.history, decision
         now = time.monotonic()
         state.due = now + decision.next_poll_seconds
         known = state.measured
         new = picture.status(observation, decision, known.rates, known.reading, known.processed)
-        if picture.differs(state.published, new, late=now > state.late_at):
-            state.published, state.late_at, changed = new, _late_at(now), True
+        if picture.differs(state.published, new, fresh=now < state.fresh_until, late=now > state.late_at):
+            state.published, changed = new, True
+            fresh = min(_FRESH_S, _FRESH_POLLS * state.subject.policy.polling_seconds)
+            state.fresh_until, state.late_at = _spread(fresh), _spread(_LATE_S)
         self._told(key, observation, decision)
         if changed:
             self._on_change(key)
 
+    def _decide(self, state: _State, observation: Observation, granted: int | None) -> Decision:
+        """The decision; by those who act on it never more than was granted.
 
-def _late_at(now: float) -> float:
-    # Spread, or a thousand would be published in one moment.
-    return now + random.uniform(0.5, 1.5) * _LATE_S  # noqa: S311 - guards nothing
+        A maximum that is near lifts the tolerance, which held when it was asked for GPUs without one.
+        """
+        policy, now = state.subject.policy, self._wall()
+        decision = decide(policy, observation, state.history, now)
+        for slots in (None, granted):
+            if granted is None or not state.subject.acts or decision.replicas <= granted:
+                break
+            decision = decide(policy, replace(observation, slots=slots), state.history, now)
+        return decision
+
+
+def _spread(seconds: float) -> float:
+    """A monotonic time in about so many seconds: spread, or a thousand would be published in one moment."""
+    return time.monotonic() + random.uniform(0.75, 1.25) * seconds  # noqa: S311 - guards nothing

@@ -45,6 +45,8 @@ _MISSING = (
 )
 _RETENTION_S = 600.0
 """How long a topic's retention is taken for unchanged."""
+_FORGET_S = 7200.0
+"""What was not asked for in so long is forgotten: twice the longest polling."""
 _STILL = 2
 """After so many rounds without a change a small lag is looked at: is there a message behind it at all?"""
 _MARKERS = 8
@@ -61,6 +63,8 @@ class KafkaReader:
         self._timeout = timeout
         self._admin = self._connect()
         self._peeker: Consumer | None = None
+        self._asked: dict[Ask, float] = {}
+        """When each was last asked for (monotonic seconds)."""
         self._trails: dict[tuple[str, int], Trail] = {}
         self._seen: dict[tuple[Ask, int], _Seen] = {}
         self._retention: dict[str, tuple[float, float | None]] = {}
@@ -73,6 +77,7 @@ class KafkaReader:
         """See Reader."""
         if not asked:
             return {}
+        self._forget(asked)
         answers: dict[Ask, Reading | ReadingFailed]
         try:
             answers = self._read(asked)
@@ -82,6 +87,18 @@ class KafkaReader:
             # A client that has lost a cluster can take minutes to find its coordinators again; a new one is quick.
             self._admin = self._connect()
         return answers
+
+    def _forget(self, asked: Sequence[Ask]) -> None:
+        """Forget pipelines that are gone; a round asks only for those that are due."""
+        now = time.monotonic()
+        self._asked |= dict.fromkeys(asked, now)
+        gone = {ask for ask, at in self._asked.items() if now - at > _FORGET_S}
+        if gone:
+            self._asked = {ask: at for ask, at in self._asked.items() if ask not in gone}
+            queues = {ask.queue for ask in self._asked}
+            self._seen = {place: seen for place, seen in self._seen.items() if place[0] not in gone}
+            self._trails = {place: trail for place, trail in self._trails.items() if place[0] in queues}
+            self._retention = {queue: known for queue, known in self._retention.items() if queue in queues}
 
     def _connect(self) -> AdminClient:
         return AdminClient(self._settings, logger=self._log)

@@ -25,8 +25,8 @@ class Trail:
             return
         self._points.append((end, time))
         if len(self._points) > _MOST:
-            # The first two stay: between them lies the oldest time that is known.
-            del self._points[2::2]
+            # The first two stay: between them lies the oldest time that is known. So does the newest.
+            del self._points[2:-1:2]
 
     def since(self, offset: int) -> float | None:
         """When the message at `offset` came, between the looks around it; None: before the first one, or not yet."""
