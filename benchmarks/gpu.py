@@ -59,6 +59,7 @@ REFERENCES = {
     "A10": Reference(125, {608: 260}),
     "A100": Reference(312, {608: 640}),
     "H100 80GB HBM3": Reference(989, {608: 2000}),
+    "H200(?! NVL)": Reference(989, {}),
 }
 
 
@@ -100,7 +101,8 @@ def run(footage: Path | None) -> str:
         "Latency: one caller's wait, copies included, median. Frames/s: three callers, with copies; without them, what "
         "the GPU alone computes. Beside published: frames/s without copies, as a part of what is published for this "
         "GPU (608: of what that makes one expect). Of peak: of the GPU's dense fp16 peak. Copies hidden: how much of "
-        "the time that a lone batch takes beyond its computation goes once batches follow each other in two slots."
+        "the time that a lone batch takes beyond its computation goes once batches follow each other in two slots. "
+        f"Engines are tuned for batches of {max(BATCHES)}: one that is tuned for a smaller batch may be faster there."
         f"\n\n{table(_HEADER, rows)}\n\n"
         f"A whole worker, with {_PER_CLIP} frames of each recording ({_CLIP_S:g} s, H.264), beside a file-backed Vault "
         f"and an embedded broker, for {_WORKER_S:g} s; the CPU cores that decode are this machine's, shared by all.\n\n"

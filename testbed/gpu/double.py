@@ -282,6 +282,7 @@ class Builder:
                         return None
                     time.sleep(0.01)
             monitor.phase_finish(phase)
+        faults.hit("a tactic", self._logger)  # it is skipped, and another taken
         if faults.hit("build_serialized_network", self._logger):
             return None
         (shapes,) = (profile.shapes for profile in config.profiles)
@@ -333,6 +334,10 @@ class _Engine:
         self.bytes = {name: array.nbytes for name, array in zip(self.outputs, trial, strict=True)}
 
     @property
+    def device_memory_size_v2(self) -> int:
+        return self.most * _PER_FRAME
+
+    @property
     def num_io_tensors(self) -> int:
         return 1 + len(self.outputs)
 
@@ -370,9 +375,16 @@ class _RuntimeCache:
         return b"kernels"
 
 
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    """When TensorRT for RTX compiles kernels for the sizes in use."""
+
+    LAZY, EAGER, NONE = range(3)
+
+
 class _RuntimeConfig:
     def __init__(self) -> None:
         self.strategy: ExecutionContextAllocationStrategy | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
         self.strategy = strategy
@@ -412,10 +424,14 @@ class _Context:
         return (self._frames, *self._engine.shapes[name])
 
     def update_device_memory_size_for_shapes(self) -> int:
+        if faults.hit("update_device_memory_size_for_shapes", self._engine.logger):
+            return 0
         self._partition = self._frames
         return self._frames * _PER_FRAME
 
     def set_device_memory(self, address: int, size: int) -> None:
+        if faults.hit("set_device_memory", self._engine.logger):
+            return
         self._memory = (address, size)
 
     def set_tensor_address(self, name: str, address: int) -> bool:

@@ -38,7 +38,7 @@ static struct event *events;
 static struct fault faults[FAULTS];
 static char violations[8192];
 static size_t total_memory = (size_t)8 << 30, used_memory;
-static int initialized, retained, sticky, policy, device_count = 1;
+static int initialized, retained, sticky, policy, device_count = 1, capability = 89;
 static char device_name[64] = "Stand-in GPU";
 static __thread void *current[DEPTH];
 static __thread int depth;
@@ -217,10 +217,15 @@ int cuDeviceGetName(char *name, int size, int device) { (void)device; snprintf(n
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = total_memory; return OK; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
-    *value = attribute == 75 ? 8 : attribute == 76 ? 9 : 1; /* compute capability 8.9 */
+    *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 1;
     return OK;
 }
-int cuDeviceComputeCapability(int *major, int *minor, int device) { (void)device; *major = 8; *minor = 9; return OK; }
+int cuDeviceComputeCapability(int *major, int *minor, int device) {
+    (void)device;
+    *major = capability / 10;
+    *minor = capability % 10;
+    return OK;
+}
 int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
     (void)device;
     for (int i = 0; i < 16; i++) uuid[i] = (unsigned char)(i * 17);
@@ -456,10 +461,11 @@ int standin_faults_left(void) {
     for (int i = 0; i < FAULTS; i++) left += faults[i].name[0] != 0;
     return left;
 }
-void standin_set(int own_first, size_t memory, int devices) {
+void standin_set(int own_first, size_t memory, int devices, int compute_capability) {
     policy = own_first;
     total_memory = memory;
     device_count = devices;
+    capability = compute_capability;
 }
 /* Live: 0 device bytes, 1 host blocks, 2 streams, 3 events, 4 retained contexts, 5 operations under way. */
 size_t standin_live(int kind) {

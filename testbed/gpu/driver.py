@@ -64,16 +64,23 @@ class Driver:
         self.library = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
         self.library.standin_violations.restype = ctypes.c_char_p
         self.library.standin_live.restype = ctypes.c_size_t
-        self.library.standin_set.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_int]
+        self.library.standin_set.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
 
     def reset(self) -> None:
         """As after a reboot: nothing allocated, nothing failing, one GPU with `MEMORY` bytes, others run first."""
         self.library.standin_reset()
         self.set()
 
-    def set(self, *, own_first: bool = False, memory: int = MEMORY, devices: int = 1) -> None:
-        """Set the order in which streams run when one is waited for, the device's memory, and the number of devices."""
-        self.library.standin_set(int(own_first), memory, devices)
+    def set(
+        self,
+        *,
+        own_first: bool = False,
+        memory: int = MEMORY,
+        devices: int = 1,
+        capability: tuple[int, int] = (8, 9),
+    ) -> None:
+        """Set the order in which streams run when one is waited for, and what devices there are."""
+        self.library.standin_set(int(own_first), memory, devices, 10 * capability[0] + capability[1])
 
     def fail(self, call: str, code: int, after: int = 0) -> None:
         """Let the driver's `call` (without _v2) fail once with `code`, after so many more that succeed."""

@@ -326,7 +326,7 @@ class Fault:
 STARTING = {
     "no driver": (Fault("cuInit", NO_DEVICE), InvalidInput, "finds no usable GPU.*nvidia-smi"),
     "no count": (Fault("cuDeviceGetCount", UNKNOWN), InvalidInput, "finds no usable GPU"),
-    "no device": (Fault("cuDeviceGet", 101), EngineBroken, "cuDeviceGet failed"),
+    "no device": (Fault("cuDeviceGet", 101, 1), EngineBroken, "cuDeviceGet failed"),
     "no context": (Fault("cuDevicePrimaryCtxRetain", OUT_OF_MEMORY), EngineBroken, "cuDevicePrimaryCtxRetain failed"),
     "no push": (Fault("cuCtxPushCurrent", UNKNOWN), EngineBroken, "cuCtxPushCurrent failed"),
     "no stream": (Fault("cuStreamCreate", UNKNOWN), EngineBroken, "cuStreamCreate failed"),
@@ -350,6 +350,16 @@ STARTING = {
     "no shape": (Fault("set_input_shape", "outside"), EngineError, r"refuses frames \(4, 32, 32, 3\): outside"),
     "no inferred shape": (Fault("infer_shapes", "x"), EngineError, "lacks the shapes of frames"),
     "a size that depends on data": (Fault("get_tensor_shape", "x"), EngineError, r"boxes has shape \(4, -1\)"),
+    "no size of memory": (
+        Fault("update_device_memory_size_for_shapes", "unknown"),
+        EngineError,
+        "can't tell what memory a batch of 1 needs: unknown",
+    ),
+    "refused memory": (
+        Fault("set_device_memory", "misaligned"),
+        EngineError,
+        "refuses 4 MiB for activations: misaligned",
+    ),
 }
 # While it works: what the one who waits is told; afterwards the engine takes no more.
 WORKING = {
@@ -401,6 +411,50 @@ def test_a_failure_at_work_ends_the_engine(driver: Driver, make: Make, small: Mo
         engine.detect(noise(small, 3, SEED))
     with pytest.raises(EngineBroken, match=text):
         engine.detect(noise(small, 1, SEED))
+
+
+def test_what_was_complained_of_before_is_no_reason_for_a_failure_now(driver: Driver, make: Make, small: Model) -> None:
+    double.faults.inject("a tactic", "OutOfMemory: skipping tactic")
+    engine = make(small)
+    double.faults.inject("execute_async_v3", "API usage error")
+    with pytest.raises(EngineBroken, match="can't run a batch of 3: API usage error"):
+        engine.detect(noise(small, 3, SEED))
+
+
+@pytest.mark.parametrize(
+    ("capability", "text"), [((7, 0), "compute capability 7.0, and TensorRT needs 7.5"), ((7, 5), "")]
+)
+def test_a_gpu_that_is_too_old_is_none(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], text: str
+) -> None:
+    driver.set(capability=capability)
+    assert text in (bindings.missing() or "")
+    assert engines.choose("auto")[0] == ("onnxruntime" if text else "tensorrt")
+
+
+def test_a_gpu_that_tensorrt_for_rtx_does_not_know_is_none(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings, "tensorrt", lambda: (double, bindings.RTX))
+    assert bindings.missing() is None
+    driver.set(capability=(9, 0))
+    assert "does not know Stand-in GPU (compute capability 9.0)" in (bindings.missing() or "")
+
+
+def test_it_says_for_how_long_a_batch_is_under_way(make: Make, small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(small)
+    engine.warm_up()
+    assert engine.busy_seconds == 0
+    seen: list[float] = []
+    finish = Execution.finish
+
+    def slowly(self: Execution, running: Any) -> Any:
+        seen.append(engine.busy_seconds)
+        return finish(self, running)
+
+    monkeypatch.setattr(Execution, "finish", slowly)
+    engine.detect(noise(small, 3, SEED))
+    assert seen
+    assert min(seen) > 0
+    assert engine.busy_seconds == 0
 
 
 @pytest.mark.parametrize("case", GOING_ON)

@@ -150,6 +150,7 @@ def test_every_name_in_use_is_in_the_real_bindings(trt: Any) -> None:
 ONLY_RTX = {
     *("ComputeCapability", "num_compute_capabilities", "set_compute_capability"),
     *("IRuntimeCache", "create_runtime_cache", "set_runtime_cache", "deserialize"),
+    *("DynamicShapesKernelSpecializationStrategy", "dynamic_shapes_kernel_specialization_strategy", "EAGER"),
 }
 
 

@@ -17,7 +17,8 @@ from vaultml_worker.engines.bench import Measured
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA H100 80GB HBM3", "H100 80GB HBM3"),
         ("NVIDIA H100 PCIe", None),
-        ("NVIDIA H200", None),
+        ("NVIDIA H200", "H200(?! NVL)"),
+        ("NVIDIA H200 NVL", None),
         ("Stand-in GPU", None),
     ],
 )

@@ -23,7 +23,21 @@ def pycuda(*, fails: str = "", devices: int = 1) -> Any:
         if fails:
             raise CudaError(fails)
 
-    return SimpleNamespace(Error=CudaError, init=init, Device=SimpleNamespace(count=lambda: devices))
+    class Device:
+        def __init__(self, _number: int) -> None:
+            pass
+
+        @staticmethod
+        def count() -> int:
+            return devices
+
+        def name(self) -> str:
+            return "GPU"
+
+        def compute_capability(self) -> tuple[int, int]:
+            return (8, 9)
+
+    return SimpleNamespace(Error=CudaError, init=init, Device=Device)
 
 
 @pytest.fixture
@@ -103,6 +117,7 @@ def test_a_driver_older_than_pycuda_is_told(
 
 def test_tensorrt_goes_before_its_rtx_flavour(modules: dict[str, Any]) -> None:
     trt, rtx = ModuleType("tensorrt"), ModuleType("tensorrt_rtx")
+    rtx.ComputeCapability = SimpleNamespace(SM89=1)  # type: ignore[attr-defined]
     modules.update({"pycuda.driver": pycuda(), "tensorrt_rtx": rtx})
     assert bindings.load().trt is rtx
     assert bindings.load().flavour == bindings.RTX

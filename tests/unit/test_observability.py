@@ -74,6 +74,10 @@ def test_every_metric_is_documented() -> None:
 
 def test_a_stuck_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     health = Health()
+    health.tick()
+    health.busy_seconds = lambda: 600.0
+    assert not health.alive
+    health = Health()
     assert health.alive
     health.tick()
     assert health.alive

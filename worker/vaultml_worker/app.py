@@ -118,6 +118,7 @@ class Worker:
         try:
             engine.warm_up()
             decoders.warm_up()
+            self._health.busy_seconds = lambda: engine.busy_seconds
             queue = queues.connect(settings, self._on_trouble)
             self._queue = queue
             options = Options(

@@ -17,6 +17,7 @@ from vaultml_worker import events
 from vaultml_worker.records import Detection
 
 _STUCK_S = 60.0
+_GPU_STUCK_S = 120.0
 
 
 def configure_log(form: Literal["console", "json"], level: str, secrets: Sequence[str]) -> None:
@@ -131,13 +132,15 @@ class Metrics:
 class Health:
     """What probes ask.
 
-    Alive: still starting, or the loop turned within the last minute.
+    Alive: still starting, or the loop turned within the last minute and the GPU is not on one batch for minutes.
     Ready: the model is warm and the queue was joined once.
     """
 
     def __init__(self) -> None:
         self._turned: float | None = None
         self.ready = False
+        self.busy_seconds: Callable[[], float] = float
+        """For how long the GPU has worked on its batch; a driver can hang without an error."""
 
     def tick(self) -> None:
         """The loop turned."""
@@ -146,7 +149,8 @@ class Health:
     @property
     def alive(self) -> bool:
         """Whether the loop still turns."""
-        return self._turned is None or time.monotonic() - self._turned < _STUCK_S
+        turns = self._turned is None or time.monotonic() - self._turned < _STUCK_S
+        return turns and self.busy_seconds() < _GPU_STUCK_S
 
 
 class HttpServer:

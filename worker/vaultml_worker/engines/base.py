@@ -40,6 +40,11 @@ class Engine(Protocol):
         """The GPU that it runs on; None: on the CPU."""
         ...
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long a GPU has worked on the batch that it has; 0: it has none, or the network runs on the CPU."""
+        ...
+
     def warm_up(self) -> None:
         """Run once on nothing, so that the first recording doesn't pay for start-up."""
         ...

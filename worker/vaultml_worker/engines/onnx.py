@@ -22,6 +22,7 @@ class OnnxEngine:
 
     name = "onnxruntime"
     gpu = None
+    busy_seconds = 0.0
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()

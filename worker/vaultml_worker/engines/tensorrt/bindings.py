@@ -11,6 +11,8 @@ from typing import Any
 from vaultml_worker.records import InvalidInput
 
 RTX = "tensorrt_rtx"
+OLDEST = (7, 5)
+"""Compute capability of the oldest GPUs that TensorRT 11 builds for: Turing."""
 # The last is the form in which TensorRT for RTX is on PyPI.
 _FLAVOURS = ("tensorrt", RTX, "tensorrt_rtx_bindings")
 # Those bindings bring no libraries; this package does, and nothing tells the loader so.
@@ -52,6 +54,7 @@ def load() -> Bindings:
     cuda = pycuda()
     count(cuda)
     trt, flavour = tensorrt()
+    supported(cuda, trt, flavour)
     return Bindings(trt, cuda, flavour)
 
 
@@ -125,6 +128,26 @@ def count(cuda: Any) -> int:
     if found == 0:
         raise Missing("there is no GPU", "look at nvidia-smi, NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES")
     return found
+
+
+def supported(cuda: Any, trt: Any, flavour: str) -> None:
+    """Raises Missing when TensorRT can't use the first GPU; needs `count` before, and no context."""
+    try:
+        device = cuda.Device(0)
+        name, capability = device.name(), tuple(device.compute_capability())
+    except cuda.Error:
+        return  # a GPU that fails is no missing one: whoever claims it hears of that
+    major, minor = capability
+    if capability < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise Missing(
+            f"{name} has compute capability {major}.{minor}, and TensorRT needs {needed}", "use a newer GPU, or the CPU"
+        )
+    if flavour == RTX and not hasattr(trt.ComputeCapability, f"SM{major}{minor}"):
+        raise Missing(
+            f"TensorRT for RTX {trt.__version__} does not know {name} (compute capability {major}.{minor})",
+            "use TensorRT itself, as the worker's GPU image does",
+        )
 
 
 def _no_driver() -> Missing:

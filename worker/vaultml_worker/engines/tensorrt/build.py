@@ -38,6 +38,7 @@ class Recipe:
 def make_logger(trt: Any, observer: Observer) -> Any:
     """TensorRT's logger: warnings and errors go to `observer`; `last_errors()` gives the latest for messages of ours.
 
+    TensorRT also complains in calls that succeed: `forget()` before one whose failure is judged by its words.
     TensorRT has one logger per process: give the same one to builder and runtime.
     """
     severity = trt.ILogger
@@ -49,7 +50,7 @@ def make_logger(trt: Any, observer: Observer) -> Any:
             self._lock = threading.Lock()
 
         def log(self, level: Any, message: str) -> None:
-            # Called from TensorRT's threads: an exception in here would end the process.
+            # Called from TensorRT's threads, which can do nothing with an exception.
             if level in (severity.INTERNAL_ERROR, severity.ERROR):
                 with self._lock:
                     self._errors.append(message)
@@ -57,8 +58,18 @@ def make_logger(trt: Any, observer: Observer) -> Any:
             elif level == severity.WARNING:
                 observer.info(f"TensorRT: {message}")
 
+        @property
+        def complained(self) -> bool:
+            """Whether there was an error since they were last forgotten."""
+            return bool(self._errors)
+
+        def forget(self) -> None:
+            """Forget what TensorRT complained of so far."""
+            with self._lock:
+                self._errors.clear()
+
         def last_errors(self) -> str:
-            """What TensorRT complained of since the last call, and forget it."""
+            """What TensorRT complained of since it was last forgotten, and forget it."""
             with self._lock:
                 text = "; ".join(self._errors)
                 self._errors.clear()
@@ -117,6 +128,7 @@ def build(
     learnt = _use_timings(config, timings) if recipe.target is None else None
     monitor = _monitor(trt, observer, stopped)
     config.progress_monitor = monitor
+    logger.forget()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         errors = logger.last_errors()
@@ -148,6 +160,7 @@ def _network_flags(trt: Any) -> int:
 
 def _parse(trt: Any, logger: Any, network: Any, onnx: bytes) -> None:
     parser = trt.OnnxParser(network, logger)
+    logger.forget()
     if parser.parse(onnx):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]

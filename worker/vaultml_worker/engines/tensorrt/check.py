@@ -25,8 +25,9 @@ def check() -> tuple[list[Finding], bool]:
     if library is None:
         pycuda, _ = _judge("pycuda", bindings.pycuda_version, lambda version: f"{version}; needs the driver")
         pycuda = replace(pycuda, state=State.INFO) if pycuda.state is State.OK else pycuda
-    tensorrt, _ = _judge("TensorRT", bindings.tensorrt, lambda found: f"{found[1]} {found[0].__version__}")
-    return [driver, _cuda(cuda), pycuda, tensorrt, _device(cuda)], bindings.missing() is None
+    judged = _judge("TensorRT", bindings.tensorrt, _runtime)
+    tensorrt, trt = judged
+    return [driver, _cuda(cuda), pycuda, tensorrt, _device(cuda, trt)], bindings.missing() is None
 
 
 def _judge(name: str, find: Callable[[], T], say: Callable[[T], str]) -> tuple[Finding, T | None]:
@@ -35,6 +36,11 @@ def _judge(name: str, find: Callable[[], T], say: Callable[[T], str]) -> tuple[F
         return Finding(name, State.OK, say(found)), found
     except Missing as missing:
         return Finding(name, State.WRONG, missing.found, missing.advice), None
+
+
+def _runtime(found: tuple[Any, str]) -> str:
+    trt, flavour = found
+    return f"{flavour} {trt.__version__}"
 
 
 def _cuda(cuda: Any) -> Finding:
@@ -51,11 +57,13 @@ def _cuda(cuda: Any) -> Finding:
     return Finding("CUDA", State.WRONG, f"{found}: the driver is older", f"install one for CUDA {built[0]} or newer")
 
 
-def _device(cuda: Any) -> Finding:
+def _device(cuda: Any, trt: tuple[Any, str] | None) -> Finding:
     if cuda is None:
         return Finding("device", State.INFO, "can't be told without driver and pycuda")
     try:
         visible = bindings.count(cuda)
+        if trt is not None:
+            bindings.supported(cuda, *trt)
         with claimed(cuda, "") as gpu:
             free, _ = cuda.mem_get_info()
     except Missing as missing:

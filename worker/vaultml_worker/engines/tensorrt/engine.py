@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class TensorRtEngine:
         self._built: Built | None = None
         self._store = Store(given.cache, given.observer)
         self._gpu: Gpu | None = None
+        self._busy_since: float | None = None
         self._kernels = b""
         self._batch = self._options.max_batch
         ready: Future[None] = Future()
@@ -110,6 +112,12 @@ class TensorRtEngine:
         """See Engine."""
         assert self._gpu is not None  # set before the constructor returns
         return self._gpu
+
+    @property
+    def busy_seconds(self) -> float:
+        """See Engine."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def batch(self) -> int:
@@ -143,8 +151,7 @@ class TensorRtEngine:
         """Run the largest batch on grey, so that it is known to fit, then one frame."""
         self.detect(np.full((self._batch, *self._frame), 128, np.uint8))
         self.detect(np.full((1, *self._frame), 128, np.uint8))
-        if (kernels := self._ask(lambda execution: execution.kernels())) != self._kernels:
-            self._store.keep_kernels(self.built.path, self.gpu.name, kernels)
+        self._ask(self._keep_kernels)
 
     def detect(self, frames: NDArray[np.uint8]) -> list[Candidates]:
         """See Engine. Raises ValueError for frames of another shape or type, EngineBroken."""
@@ -211,6 +218,7 @@ class TensorRtEngine:
                 self._fit(execution, options.max_batch)
                 ready.set_result(None)
                 self._serve(execution)
+                self._keep_kernels(execution)  # with those of batches that came since
             finally:
                 # In this order, and while the context is current: afterwards nothing can be freed any more.
                 if execution is not None:
@@ -218,6 +226,11 @@ class TensorRtEngine:
                 _forget(sys.exception())
                 del execution, engine
                 loader.close()
+
+    def _keep_kernels(self, execution: Execution) -> None:
+        if (kernels := execution.kernels()) != self._kernels:
+            self._store.keep_kernels(self.built.path, self.gpu.name, kernels)
+            self._kernels = kernels
 
     def _fit(self, execution: Execution, batch: int) -> None:
         """Get memory for batches of `batch` frames, or as large as they can be."""
@@ -252,15 +265,18 @@ class TensorRtEngine:
                     slot = 0 if current is None else 1 - current.running.slot
                     running = execution.start([piece.frames for piece in pieces], slot)
                     following = _Batch(running, pieces)
+                    if current is None:
+                        self._busy_since = time.monotonic()
             except OutOfMemory as error:
                 if current is not None:
                     self._deliver(execution, current)
-                    current = None
+                    current = self._busy_since = None
                 self._halve(execution, error)
                 self._put_back(pieces)
                 continue
             if current is not None:
                 self._deliver(execution, current)
+                self._busy_since = None if following is None else time.monotonic()
             current = following
 
     def _take(self, execution: Execution, current: _Batch | None) -> tuple[_Piece, ...] | None:

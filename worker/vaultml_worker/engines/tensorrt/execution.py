@@ -117,6 +117,7 @@ class Execution:
         self._shaped = 0
         self.batch = 0
         self._compute: Any = None
+        logger.forget()
         self._context, self._kernels = _context(bindings, engine, kernels)
         if self._context is None:
             errors = logger.last_errors()
@@ -126,6 +127,7 @@ class Execution:
         try:
             self._compute = bindings.cuda.Stream(_NON_BLOCKING)
             self._dtypes = _check(trt, engine)
+            self._needs_memory = engine.device_memory_size_v2 > 0
         except BaseException:
             self.close()
             raise
@@ -145,7 +147,7 @@ class Execution:
             except self._cuda.MemoryError as error:
                 raise OutOfMemory(f"{megabytes(needed)} of GPU memory for activations ({error})") from None
             self._memory_size = needed
-            self._context.set_device_memory(int(self._memory), needed)
+            self._use_memory()
             for _ in range(_SLOTS):
                 self._slots.append(_Slot(self._cuda, batch, self._frame, outputs))
         except BaseException:
@@ -241,6 +243,15 @@ class Execution:
         self._kernels = None
         self._compute = None
 
+    def _use_memory(self) -> None:
+        """Give the context its memory; it says only in the log that it won't have it."""
+        self._logger.forget()
+        self._context.set_device_memory(int(self._memory), self._memory_size)
+        if self._logger.complained:
+            raise ExecutionFailed(
+                f"TensorRT refuses {megabytes(self._memory_size)} for activations: {self._logger.last_errors()}"
+            )
+
     def _free(self) -> None:
         for slot in self._slots:
             with suppress(self._cuda.Error):  # the GPU has failed: nothing runs any more, and freeing is all there is
@@ -260,6 +271,7 @@ class Execution:
         slot.stream.synchronize()  # results may have waited for the compute stream
 
     def _enqueue(self, use: _Slot, frames: int) -> None:
+        self._logger.forget()
         for name, memory in use.device.items():
             if not self._context.set_tensor_address(name, int(memory)):
                 raise ExecutionFailed(f"TensorRT refuses the address of {name}: {self._logger.last_errors()}")
@@ -284,7 +296,12 @@ class Execution:
     def _needed(self, frames: int) -> int:
         """Bytes that a batch's activations need; leaves the context shaped for that batch."""
         self._set_shape(frames)
-        return int(self._context.update_device_memory_size_for_shapes())
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed == 0 and self._needs_memory:
+            raise ExecutionFailed(
+                f"TensorRT can't tell what memory a batch of {frames} needs: {self._logger.last_errors()}"
+            )
+        return needed
 
     def _shape(self, name: str, frames: int) -> tuple[int, ...]:
         self._set_shape(frames)
@@ -297,6 +314,7 @@ class Execution:
 
     def _set_shape(self, frames: int) -> None:
         shape = (frames, *self._frame)
+        self._logger.forget()
         if not self._context.set_input_shape(INPUT, shape):
             raise ExecutionFailed(f"TensorRT refuses {INPUT} {shape}: {self._logger.last_errors()}")
         try:
@@ -312,12 +330,15 @@ def _context(bindings: Bindings, engine: Any, kernels: bytes) -> tuple[Any, Any]
 
     The activations' memory is ours, so that a smaller batch can do with less of it without another engine.
     """
-    strategy = bindings.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    trt = bindings.trt
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if bindings.flavour != RTX:
         return engine.create_execution_context(strategy), None
     # It compiles kernels when they first run, which takes seconds at every start unless they are kept.
     settings = engine.create_runtime_config()
     settings.set_execution_context_allocation_strategy(strategy)
+    # At once, when a size first runs: else others run meanwhile, and those under way at the end are not kept.
+    settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     cache = settings.create_runtime_cache()
     if cache is not None:
         if kernels:

@@ -1,6 +1,7 @@
 """The engine for a model on this GPU: from the store when it is good, else built, once."""
 
 import hashlib
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def key_for(trt: Any, flavour: str, model: Model, max_batch: int, on: Gpu | tupl
         device=device,
         compute_capability=capability,
         recipe=Recipe(model.height, model.width, max_batch, workspace, target),
-        flags=flags(trt),
+        flags=(*flags(trt), platform.machine()),
     )
 
 
@@ -118,6 +119,7 @@ class Loader:
     def _deserialize(self, plan: bytes | None) -> Any:
         if plan is None:
             return None
+        self._logger.forget()
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             errors = self._logger.last_errors()

@@ -3,11 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from vaultml_worker.engines.tensorrt.build import Recipe
 _FORMAT = 1
 _MAGIC = b"vaultml-engine "
 _POLL_S = 0.2
+_LEFT_S = 3600.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -157,9 +161,11 @@ class Store:
         return None if self._folder is None else self._folder / f"{key.hardware}.timings"
 
     def _write(self, path: Path, body: bytes) -> bool:
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        # Not by the process's number, which is 1 in every container.
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left(path)
             try:
                 with scratch.open("wb") as file:
                     file.write(body)
@@ -171,8 +177,8 @@ class Store:
             _sync_folder(path.parent)
         except OSError as error:
             self._observer.warning(
-                f"{path} can't be written ({error.strerror}): the engine is built anew at every start; set "
-                "ENGINE_CACHE to a folder that keeps it"
+                f"{path} can't be written ({error.strerror}): it is made anew at every start; set ENGINE_CACHE to a "
+                "folder that keeps it"
             )
             return False
         return True
@@ -180,6 +186,14 @@ class Store:
 
 def _kernels(plan: Path, device: str) -> Path:
     return plan.with_name(f"{plan.stem}-{_slug(device)}.kernels")
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what a worker was writing when it was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                left.unlink()
 
 
 def _slug(name: str) -> str:
