@@ -70,7 +70,8 @@ class Keda:
         folder = Path(json.loads(_BUILD.go("mod", "download", "-json", _KEDA))["Dir"])
         for path in sorted((folder / "config" / "crd" / "bases").glob("*.yaml")):
             cluster.kubectl("apply", "--server-side", "-f", str(path))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh")
+        # Not with `kubectl wait`: it fails on a CRD that has no conditions yet.
+        wait_for(lambda: _defined(cluster), _START_S, "KEDA's kinds to be served")
         cluster.apply(*_installation(port))
         with self._operator(cluster, service), self._adapter(cluster, service, port) as adapter:
             wait_for(lambda: _serves(cluster), _START_S, "KEDA to serve metrics", process=adapter)
@@ -202,6 +203,14 @@ def _scaled_object(scene: Scene) -> Object:
             "triggers": [{"type": "kafka", "metadata": metadata}],
         },
     }
+
+
+def _defined(cluster: Cluster) -> bool:
+    try:
+        cluster.get("/apis/keda.sh/v1alpha1/scaledobjects")
+    except ApiError:
+        return False
+    return True
 
 
 def _serves(cluster: Cluster) -> bool:
