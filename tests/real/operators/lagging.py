@@ -39,13 +39,18 @@ class Queue:
         assert producer.flush(30) == 0
 
     def commit(self, *partitions: int, left: int = 0, beyond: int = 0) -> None:
-        """Have all but `left` events of these partitions (none: of all) be done; or `beyond` more than there are."""
+        """Have all but `left` events of these partitions (none: of all) be done; or `beyond` more than there are.
+
+        All at once: a poll that saw a part of it would take it for work, and know how fast a worker is.
+        """
         consumer = self.member("committer", subscribe=False)
         try:
+            places = []
             for number in partitions or range(self.partitions):
                 low, high = consumer.get_watermark_offsets(TopicPartition(self.name, number), timeout=30)
                 offset = high + beyond if beyond else max(low, high - left)
-                consumer.commit(offsets=[TopicPartition(self.name, number, offset)], asynchronous=False)
+                places.append(TopicPartition(self.name, number, offset))
+            consumer.commit(offsets=places, asynchronous=False)
         finally:
             consumer.close()
 

@@ -202,8 +202,7 @@ def test_annotations_pause_either_direction(queue: Queue, farm: Farm, pipelines:
     polls(pipelines, operator)
     assert workers(pipelines) == 1
     pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/pause-scale-out-")
-    # Four, or more where the poll met the commit so that a worker's rate could be taken from it.
-    wait_for(lambda: workers(pipelines) >= 4, 30, "the workers to come back")
+    wait_workers(pipelines, 4)
 
 
 def test_the_idlest_workers_go_first(kafka: Broker, farm: Farm, pipelines: Pipelines) -> None:
