@@ -45,18 +45,18 @@ def test_what_is_printed_works_and_all_of_it_goes(playground: Process) -> None:
     known = [each.removeprefix("kubectl ") for each in commands]
     kubectl(next(each for each in known if each.startswith("config set-context")))
     kubectl(next(each for each in known if each.startswith("apply")))
-    kubectl("wait --for=condition=Ready vmlp/highway --timeout=90s")
+    kubectl("wait --for=condition=Ready vmlp/highway --timeout=180s")
     assert "ScaledToZero" in kubectl("get pipelines")
     kubectl(next(each for each in known if each.startswith("patch")))
     reason = "jsonpath={.status.conditions[?(@.type=='Ready')].reason}"
-    kubectl(f'wait "--for={reason}=Unschedulable" vmlp/highway --timeout=30s')
+    kubectl(f'wait "--for={reason}=Unschedulable" vmlp/highway --timeout=90s')
     assert "Insufficient nvidia.com/gpu" in kubectl("describe vmlp highway")
     assert "leading" in kubectl("logs -n vaultml-system -l app.kubernetes.io/name=vaultml-operator --tail=-1")
     assert "2/2" in kubectl("get deployment vaultml-operator -n vaultml-system")
 
     started = psutil.Process(playground.pid).children(recursive=True)
     os.kill(playground.pid, signal.SIGINT)
-    wait_for(lambda: playground.returncode is not None, 60, "the playground to end")
+    wait_for(lambda: playground.returncode is not None, 120, "the playground to end")
     assert playground.returncode == 0, playground.log_text()
-    wait_for(lambda: not any(each.is_running() and each.status() != "zombie" for each in started), 20, "all to end")
+    wait_for(lambda: not any(each.is_running() and each.status() != "zombie" for each in started), 60, "all to end")
     wait_for(lambda: not folder.exists(), 20, "its folder to go")
