@@ -159,7 +159,7 @@ def _recordings(broker: EmbeddedBroker, variables: dict[str, str], clips: Sequen
                 assert json.loads(body)["vaultml"]["engine"] == "tensorrt"
                 count += 1
                 first, last = first or now, now
-            if worker.returncode is not None or now - (first or begin) > (_WORKER_S if first else _START_S):
+            if worker.returncode is not None or now - (first or begin) > (_WORKER_S if count > 1 else _START_S):
                 stop.set()
         if count < 2:
             raise InvalidInput(f"the worker published {count} results; its log: {worker.log_text()[-2000:]}")

@@ -34,6 +34,7 @@ def test_the_tests_for_a_gpu_pass_on_the_stand_in(gpu: dict[str, str], tmp_path:
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_the_benchmark_of_a_gpu_runs_on_the_stand_in(gpu: dict[str, str]) -> None:
     small = {"NETWORKS": "yolov3-tiny-416", "BATCHES": "1,2", "SECONDS": "0.2"}
     before = RESULTS.read_text()
