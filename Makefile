@@ -32,7 +32,7 @@ cluster: setup ## Kubernetes with 2 GPU nodes, Kafka, Vault and the operator on 
 test: setup ## lint, then all tests whose parts are on this machine; says what it left out
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m testbed.parts
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term $(ARGS)
 
 lint: setup ## ruff, mypy strict, import contracts, generated files
 	$(BIN)/ruff format --check .
