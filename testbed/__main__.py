@@ -19,7 +19,8 @@ def main(
         typer.echo(sentence, err=True)
         raise typer.Exit(1)
     typer.echo("Starting; the first time, Kubernetes is built, which takes minutes …", err=True)
-    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it with SIGINT ignored
+        signal.signal(number, _as_ctrl_c)
     with contextlib.suppress(KeyboardInterrupt), playground(nodes, gpus) as started:
         typer.echo(str(started))
         with contextlib.suppress(KeyboardInterrupt):  # no failure, after which logs would be kept

@@ -127,7 +127,7 @@ def test_a_burst_scales_out_is_done_and_all_workers_go(
         wait_for(lambda: len(box.workers()) > 1, START_S, "more than one worker")
         assert set(place.results(len(keys), timeout=120)) == set(keys)
         box.until(lambda row: row.get("reason") == "ScaledToZero" and row["processed"] == 12, "all workers to go")
-        wait_for(lambda: box.workers() == [], 20, "the processes to end")
+        wait_for(lambda: box.workers() == [], 60, "the processes to end")
         (out,), said = box.events("ScaledOut"), box.events("ScaledIn")
         assert "4 waiting per worker" in out
         assert said

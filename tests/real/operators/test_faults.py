@@ -205,7 +205,7 @@ def test_the_api_server_is_away_for_a_minute(kafka: Broker, tmp_path: Path) -> N
             # Watches end with "too old": what they knew is compacted away.
             cluster.compact()
             here.kubectl("scale", "vmlp/p", "--replicas=2")
-            wait_for(lambda: here.condition("p").get("message") == "2 of 2 workers ready", 60, "two workers")
+            wait_for(lambda: here.condition("p").get("message") == "2 of 2 workers ready", 180, "two workers")
             assert first.process.returncode is None
             cluster.stop_api_server()
             stopped = time.monotonic()
