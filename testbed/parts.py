@@ -19,10 +19,7 @@ _TELL_S = 1.0
 _PARTS: dict[str, tuple[Callable[[], str | None], Callable[[], object]]] = {
     "Kubernetes": (kubernetes.available, kubernetes.binaries),
     "Kafka": (kafka.available, kafka.jars),
-    "pycuda and the stand-in for the GPU driver": (
-        environment.available,
-        environment.stand_in,
-    ),
+    "pycuda and the stand-in for the GPU driver": (environment.available, environment.stand_in),
     "TensorRT for RTX": (rtx.available, rtx.installed),
 }
 

@@ -182,8 +182,9 @@ class Reconciler:
     async def _leave_group(self, body: Manifest, pipeline: api.Pipeline, live: Manifest) -> Manifest | None:
         """Stop own workers that were started with the group before it was known to be another's."""
         kafka, number = pipeline.spec.queue.kafka, live["spec"].get("replicas", 1)
-        env = {each["name"]: each.get("value") for each in live["spec"]["template"]["spec"]["containers"][0]["env"]}
-        if pipeline.paused or number == 0 or kafka is None or env.get("KAFKA_GROUP") != kafka.group:
+        containers = live["spec"]["template"]["spec"]["containers"]  # others may stand before the worker's
+        env = [(each["name"], each.get("value")) for container in containers for each in container.get("env") or ()]
+        if pipeline.paused or number == 0 or kafka is None or ("KAFKA_GROUP", kafka.group) not in env:
             return live
         await self._cluster.scale(live, 0)
         await self._note(body, "Warning", "Scaled", f"scaled from {number} to 0 workers: the group is another's")

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,19 +219,6 @@ def test_looking_for_a_model_fetches_nothing(tmp_path: Path, monkeypatch: pytest
     assert fetch.missing("own.cfg") is None
     (tmp_path / "cache" / "models" / "yolov3").mkdir(parents=True)
     assert fetch.missing("yolov3", None, tmp_path) is None
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Flask], str]]:
-    servers: list[VaultServer] = []
-
-    def start(app: Flask) -> str:
-        servers.append(VaultServer(app))
-        return servers[-1].url
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def answering(answer: Any) -> Flask:

@@ -72,6 +72,17 @@ def test_of_two_on_a_group_the_elder_has_it_whoever_is_seen_first(first: str) ->
     assert other is None or other["spec"]["replicas"] == 0
 
 
+def test_workers_of_another_group_are_found_behind_a_sidecar() -> None:
+    scene = Scene()
+    scene.apply("b")
+    deployment = scene.deployment("b")
+    deployment["spec"]["template"]["spec"]["containers"].insert(0, {"name": "injected"})
+    scene.store.put(deployment)
+    scene.apply("a")
+    assert scene.ready("b")[0] == "GroupTaken"
+    assert scene.deployment("b")["spec"]["replicas"] == 0
+
+
 def test_who_is_refused_a_new_group_goes_on_with_the_old_one() -> None:
     scene = Scene()
     scene.apply("a")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flask import Flask, Response, redirect, request
 
-from vaultml_worker.dev.vault import Account, VaultServer, application
+from vaultml_worker.dev.vault import Account, application
 from vaultml_worker.records import Cause, Event, Failure, PermanentFailure, RetryableFailure, VaultAccess
 from vaultml_worker.vault import ACCESS_KEY, Vault
 
@@ -15,19 +15,6 @@ ACCOUNT = Account("access!@#$%", "s3cret!@#$%", "storj")
 BODY = bytes(range(256)) * 5000
 
 Serve = Callable[[Flask], str]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[VaultServer] = []
-
-    def start(app: Flask) -> str:
-        servers.append(VaultServer(app))
-        return servers[-1].url
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 @pytest.fixture
