@@ -26,6 +26,8 @@ SCALER = "vaultml-scaler"
 
 _TIMEOUT_S = 15
 _NODES_S = 30
+_REFUSALS = 5
+"""How often in a row a watch may be refused before that is believed: half a minute."""
 _WATCH_S = 300
 _PAGE = 500
 _CONNECTIONS = 32
@@ -175,19 +177,25 @@ class Cluster:
     ) -> None:
         """List, then watch, until cancelled: `listed` hears of all that there is, `event` of each change after that.
 
-        Starts over by itself after an outage. Raises ApiError when it is not allowed.
+        Starts over by itself after an outage. Raises ApiError when it goes on being refused: an API server that has
+        just started refuses what its roles allow, as it has not read them yet.
         """
-        failures = 0
+        failures = refusals = 0
         while True:
             try:
                 version = await self._list(path, query, listed)
-                failures = 0
+                failures = refusals = 0
                 while True:
                     version = await self._watch(path, query, version, event)
             except ApiError as error:
                 if error.status in (401, 403, 404):
-                    raise
-                failures += 1
+                    refusals += 1
+                    failures = refusals  # it answers again: what came before is over
+                    if refusals > _REFUSALS:
+                        raise
+                    _log.warning("a watch is refused: trying again", path=path, error=str(error))
+                else:
+                    failures += 1
                 if error.status != 410:
                     await asyncio.sleep(min(30.0, 0.5 * 2 ** min(failures, 6)))
 

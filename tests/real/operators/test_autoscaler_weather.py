@@ -266,4 +266,4 @@ def test_a_node_that_vanishes_while_workers_start_leaves_no_pod_waiting_for_ever
     wait_for(
         lambda: all(pod["status"]["phase"] == "Running" for pod in pipelines.all("pods")), 120, "no pod to be pending"
     )
-    assert scaling(pipelines)["desired"] == 8
+    wait_for(lambda: scaling(pipelines)["desired"] == 8, 30, "eight to be wanted")  # from the next poll on
