@@ -4,12 +4,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from pebble import ProcessFuture, ProcessPool
+from pebble.pool.base_pool import PoolStatus
 
 from tests.recordings import clip
+from vaultml_worker import decoders as decoders_
 from vaultml_worker import video
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.records import Cause, PermanentFailure, Sample
@@ -97,6 +101,42 @@ def test_children_shot_while_idle_or_at_work_are_replaced() -> None:
             for child in _decoders():
                 os.kill(child, signal.SIGKILL)
             assert works(pool).frames
+    finally:
+        pool.close()
+
+
+def test_children_that_never_begin_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that can't get a lock that another took with it when it was shot: they live, and take no call."""
+    monkeypatch.setattr(decoders_, "_GRACE_S", 1.0)
+    pool = Decoders(processes=2, seconds=1000, memory=1 << 30)
+    try:
+        pool.warm_up()
+        for child in _decoders():
+            os.kill(child, signal.SIGSTOP)
+        assert works(pool).frames
+        assert works(pool).frames
+    finally:
+        pool.close()
+
+
+def test_a_call_that_a_pool_gets_as_it_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a pool has told the calls that it knew, and is silent on this one."""
+    broken: list[ProcessPool] = []
+
+    class Breaking(ProcessPool):
+        def schedule(self, *args: Any, **options: Any) -> Any:
+            future = super().schedule(*args, **options)
+            if broken:
+                return future
+            broken.append(self)
+            self._context.status = PoolStatus.ERROR
+            return ProcessFuture()
+
+    monkeypatch.setattr(decoders_, "ProcessPool", Breaking)
+    pool = Decoders(processes=1, seconds=1000, memory=1 << 30)
+    try:
+        assert works(pool).frames
+        assert broken
     finally:
         pool.close()
 

@@ -8,6 +8,7 @@ import queue
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from vaultml_worker import video
 from vaultml_worker.records import Cause, PermanentFailure, Sample
 
 _GRACE_S = 30.0
-"""A child that should have been killed for being late, and wasn't, is given up after this long."""
+"""A child that does not begin, or should have been killed for being late, and wasn't, is given up after this long."""
+_LOOK_S = 1.0
+"""How often the one who waits looks whether the pool still works."""
+_POOLS = 3
+"""How many pools may break before one takes a call."""
 _AGAIN = (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT)
 
 
@@ -83,21 +88,18 @@ class _Child:
         self._memory = memory
         self._pool = self._make()
 
-    def start(self) -> "concurrent.futures.Future[None]":
-        future: concurrent.futures.Future[None] = self._pool.schedule(_ready)
-        return future
+    def start(self) -> "concurrent.futures.Future[Any]":
+        return self._schedule(_ready, (), None)
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         try:
-            future = self._pool.schedule(function, args=args, timeout=self._seconds)
-        except RuntimeError:  # the pool broke while idle
-            self._replace()
-            future = self._pool.schedule(function, args=args, timeout=self._seconds)
-        try:
-            return future.result(timeout=self._seconds + _GRACE_S)
-        except TimeoutError:
-            if not future.done():
+            for _ in range(_POOLS):
+                future = self._schedule(function, args, self._seconds)
+                if self._ended(future):
+                    return future.result()
                 self._replace()
+            raise RuntimeError  # noqa: TRY301 - one answer to all that breaks
+        except TimeoutError:
             late = f"decoding took longer than DECODER_SECONDS ({self._seconds:g}), twice"
             raise PermanentFailure(Cause.DECODER_TIMEOUT, late) from None
         except MemoryError:
@@ -106,6 +108,37 @@ class _Child:
             if not isinstance(error, ProcessExpired):  # the pool itself broke
                 self._replace()
             raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+
+    def _schedule(
+        self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float | None
+    ) -> "concurrent.futures.Future[Any]":
+        """Hand a call to the pool. RuntimeError when even new ones break."""
+        for _ in range(_POOLS - 1):
+            try:
+                return self._pool.schedule(function, args=args, timeout=seconds)
+            except RuntimeError:  # it broke while idle, or at its start
+                self._replace()
+        return self._pool.schedule(function, args=args, timeout=seconds)
+
+    def _ended(self, future: "concurrent.futures.Future[Any]") -> bool:
+        """Wait for the end of a call. False when it never began: the pool broke as it came, or a lock is lost.
+
+        Raises RuntimeError when the pool broke later, TimeoutError when it should have ended the call, and didn't.
+        """
+        start = time.monotonic()
+        while True:
+            active = self._pool.active
+            concurrent.futures.wait([future], timeout=_LOOK_S)
+            waited = time.monotonic() - start
+            if future.done():
+                return True
+            if not future.running() and (not active or waited > _GRACE_S):
+                return False
+            if not active:
+                raise RuntimeError
+            if waited > self._seconds + 2 * _GRACE_S:
+                self._replace()
+                raise TimeoutError
 
     def close(self) -> None:
         end(self._pool)
