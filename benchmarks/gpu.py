@@ -35,6 +35,8 @@ _IN_FLIGHT = (4, 16)
 """Recordings in work at a time: as a worker is set up by default, and as many as one may need to fill a GPU."""
 _CLIPS, _CLIP_S, _PER_CLIP = 8, 8.0, 5
 _START_S = 600
+_UNREACHED = "0.9999999"
+"""Threshold for random weights, which see a thousand things in every frame: not what a worker's time should go into."""
 _AHEAD = 500
 """Events that wait at least: the worker must never want for any."""
 _HEADER = (
@@ -90,6 +92,7 @@ def run(footage: Path | None) -> str:
                 "MODEL": str(cfg),
                 "MODEL_WEIGHTS": str(weights),
                 "NUMBER_OF_PREDICTIONS": str(_PER_CLIP),
+                **({} if loaded.name == "yolov3-tiny" else {"DETECTION_THRESHOLD": _UNREACHED}),
             }
             for in_flight in _IN_FLIGHT:
                 variables["RECORDINGS_IN_FLIGHT"] = str(in_flight)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -300,6 +300,8 @@ def _held() -> bool:
 class Runtime:
     """Loads plans."""
 
+    engine: ClassVar["type[_Engine]"]
+
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
 
@@ -314,10 +316,12 @@ class Runtime:
         most, names, digest = head.decode().split()
         if hashlib.sha256(body).hexdigest() != digest:
             raise AssertionError("a damaged plan reached TensorRT, which may crash over it")
-        return _Engine(body, int(most), names.split(","), self._logger)
+        return self.engine(body, int(most), names.split(","), self._logger)
 
 
 class _Engine:
+    context: ClassVar["type[_Context]"]
+
     def __init__(self, body: bytes, most: int, outputs: Sequence[str], logger: ILogger) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -359,7 +363,7 @@ class _Engine:
         strategy = given.strategy if isinstance(given, _RuntimeConfig) else given
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise ValueError(f"strategy {strategy}")
-        return None if faults.hit("create_execution_context", self.logger) else _Context(self)
+        return None if faults.hit("create_execution_context", self.logger) else self.context(self)
 
 
 class _RuntimeCache:
@@ -398,70 +402,77 @@ class _RuntimeConfig:
 
 class _Context:
     def __init__(self, engine: _Engine) -> None:
-        self._engine = engine
-        self._frames = 0
+        self.engine: Any = engine
+        self.frames = 0
+        self.addresses: dict[str, int] = {}
         self._partition = 0
         self._memory = (0, 0)
-        self._addresses: dict[str, int] = {}
         self._under_way: dict[int, int] = {}
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        engine = self._engine
+        engine = self.engine
         if faults.hit("set_input_shape", engine.logger):
             return False
         if name != "frames" or tuple(shape[1:]) != engine.frame or not 1 <= shape[0] <= engine.most:
             engine.logger.log(ILogger.ERROR, f"{name} {shape} is outside of the profile")
             return False
-        self._frames = shape[0]
+        self.frames = shape[0]
         return True
 
     def infer_shapes(self) -> list[str]:
-        return ["frames"] if faults.hit("infer_shapes", self._engine.logger) else []
+        return ["frames"] if faults.hit("infer_shapes", self.engine.logger) else []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if faults.hit("get_tensor_shape", self._engine.logger):
-            return (self._frames, -1)
-        return (self._frames, *self._engine.shapes[name])
+        if faults.hit("get_tensor_shape", self.engine.logger):
+            return (self.frames, -1)
+        return (self.frames, *self.engine.shapes[name])
 
     def update_device_memory_size_for_shapes(self) -> int:
-        if faults.hit("update_device_memory_size_for_shapes", self._engine.logger):
+        if faults.hit("update_device_memory_size_for_shapes", self.engine.logger):
             return 0
-        self._partition = self._frames
-        return self._frames * _PER_FRAME
+        self._partition = self.frames
+        return self.frames * _PER_FRAME
 
     def set_device_memory(self, address: int, size: int) -> None:
-        if faults.hit("set_device_memory", self._engine.logger):
+        if faults.hit("set_device_memory", self.engine.logger):
             return
         self._memory = (address, size)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if faults.hit("set_tensor_address", self._engine.logger):
+        if faults.hit("set_tensor_address", self.engine.logger):
             return False
-        self._addresses[name] = address
+        self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        engine = self._engine
+        engine = self.engine
         if faults.hit("execute_async_v3", engine.logger):
             return False
-        needed = self._frames * _PER_FRAME
-        if self._partition < self._frames or self._memory[1] < needed:
+        needed = self.frames * _PER_FRAME
+        if self._partition < self.frames or self._memory[1] < needed:
             engine.logger.log(ILogger.ERROR, f"{self._memory[1]} bytes of device memory, {needed} needed")
             return False
+        statistics["enqueued"] += 1
+        return self.launch(stream)
+
+    def launch(self, stream: int) -> bool:
+        """Enqueue the batch on a stream of the stand-in's."""
         if any(other != stream for other in self._under_way.values()):
             _library().standin_violation(b"one execution context is enqueued on two streams")
         number = next(_numbers)
         self._under_way[number] = stream
-        frames, addresses, memory = self._frames, dict(self._addresses), self._memory[0]
+        engine, frames, addresses, memory = self.engine, self.frames, dict(self.addresses), self._memory[0]
 
         def compute() -> int:
             self._under_way.pop(number)
             return _compute(engine, frames, addresses, memory)
 
         _launch(stream, number, compute)
-        statistics["enqueued"] += 1
         return True
 
+
+_Engine.context = _Context
+Runtime.engine = _Engine
 
 _numbers = itertools.count(1)
 _pending: dict[int, Callable[[], int]] = {}
