@@ -300,7 +300,7 @@ def _held() -> bool:
 class Runtime:
     """Loads plans."""
 
-    engine: ClassVar["type[_Engine]"]
+    _engine: ClassVar["type[_Engine]"]
 
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
@@ -316,11 +316,11 @@ class Runtime:
         most, names, digest = head.decode().split()
         if hashlib.sha256(body).hexdigest() != digest:
             raise AssertionError("a damaged plan reached TensorRT, which may crash over it")
-        return self.engine(body, int(most), names.split(","), self._logger)
+        return self._engine(body, int(most), names.split(","), self._logger)
 
 
 class _Engine:
-    context: ClassVar["type[_Context]"]
+    _context: ClassVar["type[_Context]"]
 
     def __init__(self, body: bytes, most: int, outputs: Sequence[str], logger: ILogger) -> None:
         options = onnxruntime.SessionOptions()
@@ -363,7 +363,7 @@ class _Engine:
         strategy = given.strategy if isinstance(given, _RuntimeConfig) else given
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise ValueError(f"strategy {strategy}")
-        return None if faults.hit("create_execution_context", self.logger) else self.context(self)
+        return None if faults.hit("create_execution_context", self.logger) else self._context(self)
 
 
 class _RuntimeCache:
@@ -453,9 +453,9 @@ class _Context:
             engine.logger.log(ILogger.ERROR, f"{self._memory[1]} bytes of device memory, {needed} needed")
             return False
         statistics["enqueued"] += 1
-        return self.launch(stream)
+        return self._enqueue(stream)
 
-    def launch(self, stream: int) -> bool:
+    def _enqueue(self, stream: int) -> bool:
         """Enqueue the batch on a stream of the stand-in's."""
         if any(other != stream for other in self._under_way.values()):
             _library().standin_violation(b"one execution context is enqueued on two streams")
@@ -471,8 +471,8 @@ class _Context:
         return True
 
 
-_Engine.context = _Context
-Runtime.engine = _Engine
+_Engine._context = _Context
+Runtime._engine = _Engine
 
 _numbers = itertools.count(1)
 _pending: dict[int, Callable[[], int]] = {}

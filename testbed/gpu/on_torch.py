@@ -159,7 +159,7 @@ class _Memory:
 
 
 class _Context(double._Context):
-    def launch(self, stream: int) -> bool:
+    def _enqueue(self, stream: int) -> bool:
         """Enqueue the batch on the GPU's own stream."""
         engine, frames = self.engine, self.frames
         try:
@@ -178,7 +178,7 @@ class _Context(double._Context):
 
 
 class _Engine(double._Engine):
-    context = _Context
+    _context = _Context
 
     def __init__(self, body: bytes, most: int, outputs: Sequence[str], logger: double.ILogger) -> None:
         super().__init__(body, most, outputs, logger)
@@ -188,4 +188,4 @@ class _Engine(double._Engine):
 class Runtime(double.Runtime):
     """Loads plans, for the GPU."""
 
-    engine = _Engine
+    _engine = _Engine
