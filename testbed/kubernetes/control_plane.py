@@ -183,7 +183,9 @@ class ControlPlane:
                 "node-monitor-period": f"{min(5, max(0.2, self._node_grace / 10)):g}s",
                 "node-monitor-grace-period": f"{self._node_grace:g}s",
                 "node-startup-grace-period": f"{max(60, self._node_grace):g}s",
-                # Tests kill one node after the other; the default waits ten seconds between two.
-                "node-eviction-rate": 1,
+                # Tests kill one node after the other; the default waits ten seconds between two. Not 1 a second: once
+                # all nodes were lost, Kubernetes takes its limiter that lets nobody pass for one of that very rate,
+                # keeps it when nodes are back, and no pod is evicted any more.
+                "node-eviction-rate": 2,
             }
         return flags

@@ -167,10 +167,12 @@ def test_a_pod_waits_for_its_share_and_says_so(tmp_path: Path) -> None:
 
 def test_the_end_is_gentle_then_certain_and_takes_all_that_was_started(tmp_path: Path) -> None:
     async def scenario(box: Box) -> None:
-        gentle = box.start("gentle", "sh", "-c", "trap 'echo drained; exit 0' TERM; while :; do sleep 0.05; done")
+        gentle = box.start(
+            "gentle", "sh", "-c", "trap 'echo drained; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+        )
         stubborn = box.start("stubborn", "sh", "-c", "trap '' TERM; sleep 100 & echo $!; wait; sleep 100", grace=1)
         await box.until(lambda: box.logs.size("stubborn"))
-        await box.until(lambda: box.container("gentle").get("state", {}).get("running"))
+        await box.until(lambda: box.logs.size("gentle"))
         child = int(box.logs.path("stubborn").read_text())
         box.kubelet.stop(gentle)
         box.kubelet.stop(stubborn)
