@@ -402,54 +402,54 @@ class _RuntimeConfig:
 
 class _Context:
     def __init__(self, engine: _Engine) -> None:
-        self.engine: Any = engine
-        self.frames = 0
-        self.addresses: dict[str, int] = {}
+        self._engine: Any = engine
+        self._frames = 0
+        self._addresses: dict[str, int] = {}
         self._partition = 0
         self._memory = (0, 0)
         self._under_way: dict[int, int] = {}
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        engine = self.engine
+        engine = self._engine
         if faults.hit("set_input_shape", engine.logger):
             return False
         if name != "frames" or tuple(shape[1:]) != engine.frame or not 1 <= shape[0] <= engine.most:
             engine.logger.log(ILogger.ERROR, f"{name} {shape} is outside of the profile")
             return False
-        self.frames = shape[0]
+        self._frames = shape[0]
         return True
 
     def infer_shapes(self) -> list[str]:
-        return ["frames"] if faults.hit("infer_shapes", self.engine.logger) else []
+        return ["frames"] if faults.hit("infer_shapes", self._engine.logger) else []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if faults.hit("get_tensor_shape", self.engine.logger):
-            return (self.frames, -1)
-        return (self.frames, *self.engine.shapes[name])
+        if faults.hit("get_tensor_shape", self._engine.logger):
+            return (self._frames, -1)
+        return (self._frames, *self._engine.shapes[name])
 
     def update_device_memory_size_for_shapes(self) -> int:
-        if faults.hit("update_device_memory_size_for_shapes", self.engine.logger):
+        if faults.hit("update_device_memory_size_for_shapes", self._engine.logger):
             return 0
-        self._partition = self.frames
-        return self.frames * _PER_FRAME
+        self._partition = self._frames
+        return self._frames * _PER_FRAME
 
     def set_device_memory(self, address: int, size: int) -> None:
-        if faults.hit("set_device_memory", self.engine.logger):
+        if faults.hit("set_device_memory", self._engine.logger):
             return
         self._memory = (address, size)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if faults.hit("set_tensor_address", self.engine.logger):
+        if faults.hit("set_tensor_address", self._engine.logger):
             return False
-        self.addresses[name] = address
+        self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        engine = self.engine
+        engine = self._engine
         if faults.hit("execute_async_v3", engine.logger):
             return False
-        needed = self.frames * _PER_FRAME
-        if self._partition < self.frames or self._memory[1] < needed:
+        needed = self._frames * _PER_FRAME
+        if self._partition < self._frames or self._memory[1] < needed:
             engine.logger.log(ILogger.ERROR, f"{self._memory[1]} bytes of device memory, {needed} needed")
             return False
         statistics["enqueued"] += 1
@@ -461,7 +461,7 @@ class _Context:
             _library().standin_violation(b"one execution context is enqueued on two streams")
         number = next(_numbers)
         self._under_way[number] = stream
-        engine, frames, addresses, memory = self.engine, self.frames, dict(self.addresses), self._memory[0]
+        engine, frames, addresses, memory = self._engine, self._frames, dict(self._addresses), self._memory[0]
 
         def compute() -> int:
             self._under_way.pop(number)

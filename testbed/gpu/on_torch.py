@@ -161,7 +161,7 @@ class _Memory:
 class _Context(double._Context):
     def _enqueue(self, stream: int) -> bool:
         """Enqueue the batch on the GPU's own stream."""
-        engine, frames = self.engine, self.frames
+        engine, frames = self._engine, self._frames
         try:
             with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
                 given = self._tensor("frames", (frames, *engine.frame))
@@ -173,8 +173,8 @@ class _Context(double._Context):
         return True
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        kind = _POINTERS[self.engine.get_tensor_dtype(name)]
-        return torch.as_tensor(_Memory(self.addresses[name], shape, kind), device="cuda")
+        kind = _POINTERS[self._engine.get_tensor_dtype(name)]
+        return torch.as_tensor(_Memory(self._addresses[name], shape, kind), device="cuda")
 
 
 class _Engine(double._Engine):

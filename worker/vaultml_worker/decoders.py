@@ -89,13 +89,15 @@ class _Child:
         self._pool = self._make()
 
     def start(self) -> "concurrent.futures.Future[Any]":
-        return self._schedule(_ready, (), None)
+        future: concurrent.futures.Future[Any] = self._pool.schedule(_ready)
+        return future
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """One try; pools that break before they begin with it don't count as one. Raises as `Decoders.run`."""
         try:
             for _ in range(_POOLS):
-                future = self._schedule(function, args, self._seconds)
-                if self._ended(future):
+                future = self._schedule(function, args)
+                if future is not None and self._ended(future):
                     return future.result()
                 self._replace()
             raise RuntimeError  # noqa: TRY301 - one answer to all that breaks
@@ -109,16 +111,13 @@ class _Child:
                 self._replace()
             raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
 
-    def _schedule(
-        self, function: Callable[..., Any], args: tuple[Any, ...], seconds: float | None
-    ) -> "concurrent.futures.Future[Any]":
-        """Hand a call to the pool. RuntimeError when even new ones break."""
-        for _ in range(_POOLS - 1):
-            try:
-                return self._pool.schedule(function, args=args, timeout=seconds)
-            except RuntimeError:  # it broke while idle, or at its start
-                self._replace()
-        return self._pool.schedule(function, args=args, timeout=seconds)
+    def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...]) -> "concurrent.futures.Future[Any] | None":
+        """Hand a call to the pool; None when that broke while idle, or breaks as it starts."""
+        try:
+            future: concurrent.futures.Future[Any] = self._pool.schedule(function, args=args, timeout=self._seconds)
+        except RuntimeError:
+            return None
+        return future
 
     def _ended(self, future: "concurrent.futures.Future[Any]") -> bool:
         """Wait for the end of a call. False when it never began: the pool broke as it came, or a lock is lost.
