@@ -23,7 +23,7 @@ from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.engines import Gpu, Options, Silent, bench
 from vaultml_worker.engines.bench import Measured
 from vaultml_worker.engines.tensorrt import TensorRtEngine, missing
-from vaultml_worker.queues import reader
+from vaultml_worker.queues.kafka import reader
 from vaultml_worker.records import InvalidInput, Model
 
 NETWORKS = tuple(os.environ.get("NETWORKS", "yolov3-608,yolov3-416,yolov3-tiny-416").split(","))

@@ -1,16 +1,12 @@
 """Where what is fetched or built once is kept."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vaultml_common.machine import cache_folder as cache
 
-def cache() -> Path:
-    """$VAULTML_CACHE, else the user's cache folder."""
-    if given := os.environ.get("VAULTML_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml"
+__all__ = ["cache", "kept"]
 
 
 def kept(folder: Path, make: Callable[[Path], Path]) -> Path:

@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import Account, VaultServer, application
-from vaultml_worker.queues import reader
+from vaultml_worker.queues.kafka import reader
 
 ACCOUNT = Account("s1te-access!@#$%", "s1te-secret!@#$%", "local")
 

@@ -14,6 +14,7 @@ import structlog
 import typer
 import yaml
 
+from vaultml_common.machine import cache_folder
 from vaultml_operator import crd as definition
 from vaultml_operator import install as installation
 from vaultml_operator import reasons as catalogue
@@ -115,7 +116,7 @@ def local(
         typer.echo(f"vaultml-operator: {error.name} is missing: pip install 'vaultml[local]'", err=True)
         sys.exit(1)
 
-    cache = Path(os.environ.get("VAULTML_CACHE") or _folder("XDG_CACHE_HOME", ".cache"))
+    cache = cache_folder()
     logs = logs or _folder("XDG_STATE_HOME", ".local/state") / "logs"
     options = locally.Options(file=file, port=port, logs=logs.absolute(), cache=cache.absolute())
     try:

@@ -1,7 +1,7 @@
 """Which key of which Secret or ConfigMap holds what: pure, from the spec and the names of the keys that are there."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from vaultml_operator import api
@@ -45,16 +45,18 @@ class Credentials:
     ca: Source | None = None
     certificate: Source | None = None
     key: Source | None = None
+    oauth_client_id: Source | None = None
+    oauth_client_secret: Source | None = None
+    oauth_ca: Source | None = None
     vault_access_key: Source | None = None
     vault_secret_key: Source | None = None
+    vault_ca: Source | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """All that is read."""
-        found = (self.username, self.password, self.ca, self.certificate, self.key)
-        return tuple(
-            each for each in (*found, self.vault_access_key, self.vault_secret_key) if isinstance(each, Source)
-        )
+        found = (getattr(self, field.name) for field in fields(self))
+        return tuple(each for each in found if isinstance(each, Source))
 
 
 def objects(spec: api.Spec) -> tuple[Object, ...]:
@@ -66,10 +68,13 @@ def _objects(spec: api.Spec) -> Iterator[Object]:
     if (kafka := spec.queue.kafka) is not None:
         if kafka.credentials_secret_ref is not None:
             yield Object("Secret", kafka.credentials_secret_ref.name)
-        if kafka.ca is not None:
-            yield _authority(kafka.ca).object
+        for ca in (kafka.ca, kafka.oauth.ca if kafka.oauth is not None else None):
+            if ca is not None:
+                yield _authority(ca).object
     if spec.vault is not None:
         yield Object("Secret", spec.vault.credentials_secret_ref.name)
+        if spec.vault.ca is not None:
+            yield _authority(spec.vault.ca).object
     for variable in spec.worker.env:
         if variable.value_from is not None:
             if (ref := variable.value_from.secret_key_ref) is not None:
@@ -87,6 +92,7 @@ def find(spec: api.Spec, keys: Keys) -> Credentials:
         found |= {
             "vault_access_key": _need(keys, secret, "accessKey", "the Vault access key"),
             "vault_secret_key": _need(keys, secret, "secretKey", "the Vault secret key"),
+            "vault_ca": _needed_authority(keys, spec.vault.ca, "Vault's certificate authority"),
         }
     for variable in spec.worker.env:
         source = variable.value_from
@@ -102,14 +108,21 @@ def find(spec: api.Spec, keys: Keys) -> Credentials:
 def _kafka(kafka: api.Kafka, keys: Keys) -> dict[str, str | Source | None]:
     found: dict[str, str | Source | None] = {}
     if kafka.ca is not None:
-        authority = _authority(kafka.ca)
-        found["ca"] = _need(keys, authority.object, authority.key, "the brokers' certificate authority")
+        found["ca"] = _needed_authority(keys, kafka.ca, "the brokers' certificate authority")
     if kafka.credentials_secret_ref is None:
         return found
     secret = Object("Secret", kafka.credentials_secret_ref.name)
+    if kafka.oauth is not None:
+        there = _existing(keys, secret, "the keys clientId and clientSecret")
+        found |= {
+            "oauth_client_id": _need(keys, secret, "clientId", "the client's id at the OpenID Connect provider"),
+            "oauth_client_secret": _need(keys, secret, "clientSecret", "the client's secret"),
+            "oauth_ca": _needed_authority(keys, kafka.oauth.ca, "the token endpoint's certificate authority"),
+        }
+        return found | _tls(kafka, keys, secret, there, known_ca="ca" in found)
     there = _existing(keys, secret, "the keys username and password")
     strimzi = "user.crt" in there or "sasl.jaas.config" in there
-    if kafka.security.startswith("SASL"):
+    if kafka.security.startswith("SASL") and kafka.mechanism != "AWS_MSK_IAM":
         found["password"] = _need(keys, secret, "password", "the Kafka user's password")
         if kafka.username is not None:
             found["username"] = kafka.username
@@ -117,22 +130,36 @@ def _kafka(kafka: api.Kafka, keys: Keys) -> dict[str, str | Source | None]:
             found["username"] = secret.name  # Strimzi names the Secret after the user
         else:
             found["username"] = _need(keys, secret, "username", "the Kafka user's name (or give kafka.username)")
-    if kafka.security.endswith("SSL"):
-        # ca.crt of a Strimzi user's Secret signs users, not brokers.
-        if "ca" not in found and "ca.crt" in there and not strimzi:
-            found["ca"] = Source(secret, "ca.crt")
-        certificate, key = ("user.crt", "user.key") if "user.crt" in there else ("tls.crt", "tls.key")
-        if certificate in there or key in there:
-            found["certificate"] = _need(keys, secret, certificate, "our client certificate")
-            found["key"] = _need(keys, secret, key, "our client certificate's key")
+    return found | _tls(kafka, keys, secret, there, known_ca="ca" in found)
+
+
+def _tls(kafka: api.Kafka, keys: Keys, secret: Object, there: frozenset[str], *, known_ca: bool) -> dict[str, Source]:
+    """Return what the credentials Secret holds for TLS."""
+    found: dict[str, Source] = {}
+    if not kafka.security.endswith("SSL"):
+        return found
+    # ca.crt of a Strimzi user's Secret signs users, not brokers.
+    if not known_ca and "ca.crt" in there and "user.crt" not in there and "sasl.jaas.config" not in there:
+        found["ca"] = Source(secret, "ca.crt")
+    certificate, key = ("user.crt", "user.key") if "user.crt" in there else ("tls.crt", "tls.key")
+    if certificate in there or key in there:
+        found["certificate"] = _need(keys, secret, certificate, "our client certificate")
+        found["key"] = _need(keys, secret, key, "our client certificate's key")
     return found
+
+
+def _needed_authority(keys: Keys, ca: api.CertificateAuthority | None, what: str) -> Source | None:
+    if ca is None:
+        return None
+    source = _authority(ca)
+    return _need(keys, source.object, source.key, what)
 
 
 def _authority(ca: api.CertificateAuthority) -> Source:
     if ca.secret_key_ref is not None:
         return Source(Object("Secret", ca.secret_key_ref.name), ca.secret_key_ref.key)
     if ca.config_map_key_ref is None:
-        raise Missing("SecretMissing", "spec.queue.kafka.ca names neither a Secret nor a ConfigMap: give one of them")
+        raise Missing("SecretMissing", "a field ca names neither a Secret nor a ConfigMap: give one of them")
     return Source(Object("ConfigMap", ca.config_map_key_ref.name), ca.config_map_key_ref.key)
 
 

@@ -105,7 +105,6 @@ def _deployment(image: str, worker_image: str, watched: Sequence[str], replicas:
         "name": "operator",
         "image": image,
         "args": args,
-        "env": [{"name": "HTTP_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": [{"name": "http", "containerPort": _PORT, "protocol": "TCP"}],
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, **probe},

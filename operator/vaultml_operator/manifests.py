@@ -23,7 +23,7 @@ OURS = {"app.kubernetes.io/managed-by": MANAGER}
 
 _PORT = 8080
 _USER = 65532
-_TLS = "/etc/vaultml/kafka"
+_TLS = "/etc/vaultml/tls"
 _MODEL = "/models"
 _CACHE = "/var/cache/vaultml"
 _UNREACHABLE_S = 30
@@ -91,8 +91,8 @@ def env(pipeline: api.Pipeline, credentials: Credentials) -> list[dict[str, Any]
         "LOG_FORMAT": spec.worker.log_format,
         "LOG_LEVEL": spec.worker.log_level,
     }
+    plain |= {name: f"{_TLS}/{file}" for name, (file, _) in _tls_files(credentials).items()}
     found = [_variable(name, value) for name, value in plain.items() if value not in (None, "")]
-    found.append({"name": "HTTP_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     own = [each.model_dump(by_alias=True, exclude_none=True) for each in spec.worker.env]
     return found + own
 
@@ -111,8 +111,13 @@ def _queue(queue: api.Queue, credentials: Credentials) -> Iterator[tuple[str, st
         yield "KAFKA_MECHANISM", kafka.mechanism
         yield "KAFKA_USERNAME", credentials.username
         yield "KAFKA_PASSWORD", credentials.password
-    for name, (file, _) in _tls_files(credentials).items():
-        yield name, f"{_TLS}/{file}"
+    yield "KAFKA_AWS_REGION", kafka.aws_region
+    if kafka.oauth is not None:
+        yield "KAFKA_OAUTH_TOKEN_URL", kafka.oauth.token_url
+        yield "KAFKA_OAUTH_CLIENT_ID", credentials.oauth_client_id
+        yield "KAFKA_OAUTH_CLIENT_SECRET", credentials.oauth_client_secret
+        yield "KAFKA_OAUTH_SCOPE", kafka.oauth.scope
+        yield "KAFKA_OAUTH_EXTENSIONS", kafka.oauth.extensions
 
 
 def _tls_files(credentials: Credentials) -> dict[str, tuple[str, Source]]:
@@ -121,6 +126,8 @@ def _tls_files(credentials: Credentials) -> dict[str, tuple[str, Source]]:
         "KAFKA_SSL_CA": ("ca.crt", credentials.ca),
         "KAFKA_SSL_CERT": ("tls.crt", credentials.certificate),
         "KAFKA_SSL_KEY": ("tls.key", credentials.key),
+        "KAFKA_OAUTH_CA": ("oauth-ca.crt", credentials.oauth_ca),
+        "VAULT_SSL_CA": ("vault-ca.crt", credentials.vault_ca),
     }
     return {name: (file, source) for name, (file, source) in files.items() if source is not None}
 
@@ -270,8 +277,8 @@ def _volumes(spec: api.Spec, credentials: Credentials) -> tuple[list[dict[str, A
             }
             for file, source in files
         ]
-        volumes.append({"name": "kafka-tls", "projected": {"sources": sources, "defaultMode": 0o440}})
-        mounts.append({"name": "kafka-tls", "mountPath": _TLS, "readOnly": True})
+        volumes.append({"name": "tls", "projected": {"sources": sources, "defaultMode": 0o440}})
+        mounts.append({"name": "tls", "mountPath": _TLS, "readOnly": True})
     return volumes, mounts
 
 

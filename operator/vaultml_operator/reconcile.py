@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from vaultml_common.kafka import Login, OAuth
 from vaultml_operator import api, credentials, manifests, pods, status
 from vaultml_operator.autoscaler import podspec
 from vaultml_operator.autoscaler.scaler import Scaler
@@ -207,9 +208,7 @@ class Reconciler:
             connection = Connection(
                 brokers=kafka.brokers,
                 security=kafka.security,
-                mechanism=kafka.mechanism,
-                username=_value(sources.username, found),
-                password=_value(sources.password, found),
+                login=_login(kafka, sources, found),
                 ca=_value(sources.ca, found),
                 certificate=_value(sources.certificate, found),
                 key=_value(sources.key, found),
@@ -217,7 +216,7 @@ class Reconciler:
             queue = Topics(connection, frozenset({spec.queue.name, spec.queue.target} - {""}))
         if spec.vault is not None:
             access, secret = _value(sources.vault_access_key, found), _value(sources.vault_secret_key, found)
-            vault = Access(spec.vault.api_url, access, secret)
+            vault = Access(spec.vault.api_url, access, secret, _value(sources.vault_ca, found))
         self._probes.watch(key, [check for check in (queue, vault) if check is not None])
         outcomes = (self._probes.result(each) if each is not None else None for each in (queue, vault))
         return *outcomes, connection  # type: ignore[return-value] # two outcomes
@@ -382,6 +381,23 @@ def _keys(there: Manifest | None) -> frozenset[str] | None:
     if there is None:
         return None
     return frozenset({**(there.get("data") or {}), **(there.get("binaryData") or {})})
+
+
+def _login(kafka: api.Kafka, sources: Credentials, found: Mapping[Object, Manifest | None]) -> Login:
+    """Return how the pipeline's workers log in to Kafka."""
+    oauth = None
+    if kafka.oauth is not None:
+        ca = _value(sources.oauth_ca, found)
+        oauth = OAuth(
+            kafka.oauth.token_url,
+            _value(sources.oauth_client_id, found),
+            _value(sources.oauth_client_secret, found),
+            kafka.oauth.scope,
+            kafka.oauth.extensions,
+            ("pem", ca) if ca else None,
+        )
+    username, password = _value(sources.username, found), _value(sources.password, found)
+    return Login(kafka.mechanism, username, password, oauth, kafka.aws_region or "")
 
 
 def _value(source: str | Source | None, found: Mapping[Object, Manifest | None]) -> str:

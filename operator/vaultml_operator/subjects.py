@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vaultml_common.kafka import dead_letter_topic
 from vaultml_operator import api
 from vaultml_operator.autoscaler.gpus import demand_of
 from vaultml_operator.autoscaler.lag import Ask
@@ -43,7 +44,7 @@ def ask(spec: api.Spec) -> Ask:
     return Ask(
         queue=spec.queue.name,
         group=kafka.group if kafka is not None else "",
-        dead_letters=f"{spec.queue.target or spec.queue.name}.dlq",
+        dead_letters=dead_letter_topic(spec.queue.name, spec.queue.target),
         from_start=kafka is None or kafka.offset_reset == "earliest",
         partitions=kafka.ensure_partitions if kafka is not None else None,
     )

@@ -13,12 +13,13 @@ import requests
 from testbed.process import Process, free_port, wait_for
 from testbed.service import environment
 from tests.recordings import clip
+from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
 from vaultml_worker.dev import agent
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import Account, VaultServer, application
 from vaultml_worker.events import parse
 from vaultml_worker.records import InvalidInput, VaultAccess
-from vaultml_worker.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY, Vault
+from vaultml_worker.vault import Vault
 
 ACCOUNT = Account("access", "secret!", "local")
 AUTH = {ACCESS_KEY: ACCOUNT.access_key, SECRET_KEY: ACCOUNT.secret_key, PROVIDER: "local"}

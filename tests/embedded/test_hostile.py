@@ -24,7 +24,7 @@ from testbed.worker import Worker
 from tests.recordings import FRAGMENTED, clip
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import VaultServer
-from vaultml_worker.records import Cause
+from vaultml_worker.failures import Cause
 
 SEED = 20261122
 DAMAGED = 200

@@ -8,7 +8,7 @@ import pytest
 from vaultml_worker import engines, model
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.dev import agent
-from vaultml_worker.pipeline import Detector, Options
+from vaultml_worker.pipeline import DetectionOptions, Detector
 from vaultml_worker.records import Box, Track
 
 VAN: Box = (648, 40, 725, 104)
@@ -21,7 +21,7 @@ VEHICLES = {"car", "truck", "bus"}
 def seen(tiny: Path, surveillance: Path) -> Iterator[list[tuple[Track, ...]]]:
     """The tracks of every 8 s recording, N=5, MOVE_DISTANCE=100."""
     loaded = model.load(tiny / "yolov3-tiny.cfg")
-    detector = Detector(engines.create("auto", loaded), loaded, Options(frames=5, move_distance=100))
+    detector = Detector(engines.create("auto", loaded), loaded, DetectionOptions(frames=5, move_distance=100))
     decoders = Decoders(processes=2, seconds=60, memory=2 << 30)
     tracks = []
     for body, _, _ in agent.cut(surveillance, 8):

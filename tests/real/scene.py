@@ -17,8 +17,8 @@ from flask import Response, abort, request
 from testbed.kafka import Broker
 from testbed.process import LOOPBACK, free_port, wait_for
 from testbed.worker import Worker
+from vaultml_common.vault import FILE_NAME
 from vaultml_worker.dev.vault import Account, VaultServer, application
-from vaultml_worker.vault import FILE_NAME
 
 WAIT_S = 60
 IN_FLIGHT = 4

@@ -22,6 +22,7 @@ from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from testbed.kafka import Broker, available
 from testbed.process import wait_for
 from tests.parts import need
+from vaultml_common.kafka import Login
 from vaultml_operator.probes import Connection, Outcome, Pace, Probes, Topics
 from vaultml_operator.probes.kafka import check
 
@@ -85,8 +86,12 @@ def connection(kafka: Broker, security: str, mechanism: str = "PLAIN") -> Connec
     address = getattr(kafka, security.lower())
     made = Connection((address,), security)
     if made.sasl:
-        made = replace(made, mechanism=mechanism, username=kafka.username, password=kafka.password)
+        made = replace(made, login=Login(mechanism, kafka.username, kafka.password))
     return replace(made, ca=kafka.ca_file.read_text()) if made.tls else made
+
+
+def login(at: Connection, **changes: str) -> Connection:
+    return replace(at, login=replace(at.login, **changes))  # type: ignore[arg-type]
 
 
 def ask(at: Connection, *topics: str, within: float = 10.0, timeout: float = 10.0) -> Outcome:
@@ -131,7 +136,7 @@ def test_a_refused_login_is_known_within_moments(
     kafka: Broker, topic: str, security: str, mechanism: str, wrong: str
 ) -> None:
     at = connection(kafka, security, mechanism)
-    at = replace(at, username=WRONG) if wrong == "username" else replace(at, password=WRONG)
+    at = login(at, **{wrong: WRONG})
     outcome = ask(at, topic, within=2)
     assert outcome.reason == "AuthenticationFailed"
     assert "refuses the login: check username and password" in outcome.message
@@ -222,7 +227,7 @@ def test_a_name_with_a_dead_address_first_is_reachable(kafka: Broker, topic: str
 @pytest.mark.parametrize("wrong", [{"username": ""}, {"password": ""}])
 def test_a_login_without_credentials_is_told(kafka: Broker, wrong: dict[str, str]) -> None:
     at = connection(kafka, "SASL_PLAINTEXT")
-    at = replace(at, username=wrong.get("username", at.username), password=wrong.get("password", at.password))
+    at = login(at, **wrong)
     outcome = ask(at, "t", within=1)
     assert outcome.reason == "AuthenticationFailed"
     assert "give username and password" in outcome.message
@@ -230,9 +235,9 @@ def test_a_login_without_credentials_is_told(kafka: Broker, wrong: dict[str, str
 
 def test_settings_that_no_client_takes_are_told(kafka: Broker) -> None:
     at = connection(kafka, "SASL_PLAINTEXT")
-    assert "PLAIN, SCRAM" in ask(replace(at, mechanism="NOTHING"), "t", within=1).message
+    assert "PLAIN, SCRAM" in ask(login(at, mechanism="NOTHING"), "t", within=1).message
     for odd in ("PLANTED\0PLANTED", "PLANTED\ud800"):
-        assert not ask(replace(at, password=odd), "t", within=3).ok
+        assert not ask(login(at, password=odd), "t", within=3).ok
 
 
 def test_a_mechanism_that_is_not_offered_and_topics_that_may_not_be_seen(strict: Strict) -> None:
@@ -245,7 +250,7 @@ def test_a_mechanism_that_is_not_offered_and_topics_that_may_not_be_seen(strict:
     assert outcome.reason == "NotAuthorized"
     assert outcome.topics == {"theirs"}
     assert "may not see topic theirs" in outcome.message
-    outcome = ask(replace(at, mechanism="SCRAM-SHA-256"), "mine", within=2)
+    outcome = ask(login(at, mechanism="SCRAM-SHA-256"), "mine", within=2)
     assert outcome.reason == "AuthenticationFailed"
     assert "does not offer SCRAM-SHA-256: set mechanism to one of PLAIN" in outcome.message
 
@@ -281,7 +286,7 @@ def test_the_registry_sees_a_broker_go_and_come_back() -> None:
         broker.create_topic("queue")
         changes: list[str] = []
         probes = Probes[str](changes.append, pace=Pace(good=0.5, bad=0.2, worst=1, again=0.3, gap=0.1))
-        here, wrong = connection(broker, "SASL_SSL"), replace(connection(broker, "SASL_SSL"), password=WRONG)
+        here, wrong = connection(broker, "SASL_SSL"), login(connection(broker, "SASL_SSL"), password=WRONG)
         good, missing, refused = (
             Topics(at, frozenset(names))
             for at, names in ((here, {"queue"}), (here, {"queue", "later"}), (wrong, {"queue"}))

@@ -19,7 +19,8 @@ from testbed.process import wait_for
 from testbed.service import environment
 from tests.real.scene import IN_FLIGHT, WAIT_S, Scene, keys_of
 from vaultml_worker import results
-from vaultml_worker.queues.kafka import KafkaQueue
+from vaultml_worker.queues import Ending
+from vaultml_worker.queues.kafka.queue import KafkaQueue
 from vaultml_worker.settings import load
 
 WAYS_IN: dict[str, Callable[[Broker], dict[str, str]]] = {
@@ -190,11 +191,21 @@ def test_a_second_worker_may_join_and_leave_during_the_work(stage: Callable[...,
     assert scene.letters() == []
 
 
+class Silent:
+    """An observer that ignores what it is told."""
+
+    def trouble(self, sentence: str) -> None: ...
+
+    def ended(self, ending: Ending) -> None: ...
+
+
 def test_members_that_come_and_go_make_no_duplicates(
     stage: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is published is done, also for the next owner of the partition, however late the broker acknowledges."""
-    monkeypatch.setattr("vaultml_worker.queues.kafka.Producer", lambda config: Producer(config | {"linger.ms": 100}))
+    monkeypatch.setattr(
+        "vaultml_worker.queues.kafka.outbox.Producer", lambda config: Producer(config | {"linger.ms": 100})
+    )
     scene = stage(partitions=8)
     scene.create(scene.queue, scene.target)
     sent = [b"%d" % number for number in range(6000)]
@@ -205,10 +216,10 @@ def test_members_that_come_and_go_make_no_duplicates(
     guest, moved, done = threading.Event(), threading.Event(), threading.Event()
 
     def member(leaves: threading.Event) -> None:
-        queue = KafkaQueue(settings, lambda _said: None)
+        queue = KafkaQueue(settings.names, settings.queue, Silent())  # type: ignore[arg-type]
         while not leaves.is_set():
             if message := queue.receive(0.02):
-                queue.finish(message, message.body)
+                queue.publish(message, message.body)
                 moved.wait(0.005)  # until then there is always something to do, and something not acknowledged
         queue.close(WAIT_S)
 

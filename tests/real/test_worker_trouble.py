@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from testbed.kafka import Broker
 from testbed.process import LOOPBACK, free_port, wait_for
 from tests.real.scene import ACCOUNT, IN_FLIGHT, QUIET, STRANGER, WAIT_S, Scene, event, keys_of, unready
-from vaultml_worker.queues.kafka import MOST_UNSENT
+from vaultml_worker.queues.kafka.queue import MOST_UNSENT
 
 
 def test_a_wrong_password_is_named_and_waited_for(scene: Scene) -> None:

@@ -16,7 +16,8 @@ from tests.recordings import clip
 from vaultml_worker import decoders as decoders_
 from vaultml_worker import video
 from vaultml_worker.decoders import Decoders
-from vaultml_worker.records import Cause, PermanentFailure, Sample
+from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.records import Sample
 
 NETWORK = (96, 96)
 
@@ -49,7 +50,7 @@ def crash_once(marker: str) -> str:
 
 
 def fails(decoders: Decoders, function: object) -> Cause:
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         decoders.run(function)  # type: ignore[arg-type]
     return caught.value.cause
 
@@ -64,7 +65,7 @@ def test_frames_come_back(decoders: Decoders) -> None:
 
 
 def test_a_refusal_comes_back_as_itself(decoders: Decoders) -> None:
-    with pytest.raises(PermanentFailure, match="neither a video") as caught:
+    with pytest.raises(Failure, match="neither a video") as caught:
         decoders.sample(b"nonsense" * 10, 2, NETWORK)
     assert caught.value.cause is Cause.NOT_A_VIDEO
 
@@ -85,7 +86,7 @@ def test_a_child_gets_a_second_chance(decoders: Decoders, tmp_path: Path) -> Non
 def test_limits_reach_the_children() -> None:
     pool = Decoders(processes=1, seconds=20, memory=1 << 30, limits=video.Limits(pixels=1000))
     try:
-        with pytest.raises(PermanentFailure) as caught:
+        with pytest.raises(Failure) as caught:
             pool.sample(clip(1), 2, NETWORK)
         assert caught.value.cause is Cause.TOO_MANY_PIXELS
     finally:

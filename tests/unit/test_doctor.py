@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 from testbed.process import LOOPBACK, free_port
 from tests.networks import CFG, tiny_weights
 from tests.unit.test_settings import HUB_ML
-from vaultml_worker import cli, darknet, fetch, settings, vault
+from vaultml_worker import cli, darknet, fetch, settings, vault_check
 from vaultml_worker import doctor as doctor_
 from vaultml_worker.dev.vault import Account, VaultServer, application
 from vaultml_worker.engines import tensorrt
+from vaultml_worker.queues import SYSTEMS
+from vaultml_worker.queues.kafka.settings import KafkaSettings
 from vaultml_worker.records import Finding, State, VaultAccess
 
 ACCOUNT = Account("access!@#$%", "s3cret!@#$%")
@@ -97,7 +100,9 @@ def test_settings_that_are_wrong_keep_the_others(monkeypatch: pytest.MonkeyPatch
     loaded, wrong = settings.examine()
     assert [line.partition(": ")[0] for line in wrong] == ["QUEUE_NAME", "HTTP_PORT", "KAFKA_SSL_CERT, KAFKA_SSL_KEY"]
     assert (loaded.queue_target, loaded.http_port) == ("ml-results", 8080)
-    assert loaded.kafka_password.get_secret_value() == HUB_ML["KAFKA_PASSWORD"]
+    queue = loaded.queue
+    assert isinstance(queue, KafkaSettings)
+    assert queue.kafka_password.get_secret_value() == HUB_ML["KAFKA_PASSWORD"]
 
 
 @pytest.mark.skipif(NO_GPU is None, reason="needs a machine without a GPU")
@@ -118,7 +123,7 @@ def test_a_missing_gpu_is_wrong_only_where_it_was_asked_for(doctor: Doctor) -> N
 
 
 def test_nothing_wrong_is_exit_code_0(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaultml_worker.queues.check", lambda _settings: [])
+    broken(monkeypatch, lambda _names, _settings: [])
     server = VaultServer(application(tmp_path, Account(HUB_ML["VAULT_ACCESS_KEY"], HUB_ML["VAULT_SECRET_KEY"])))
     try:
         code, found = doctor(VAULT_API_URL=f"{server.url}/api")
@@ -128,12 +133,17 @@ def test_nothing_wrong_is_exit_code_0(doctor: Doctor, tmp_path: Path, monkeypatc
     assert found["Vault"]["state"] == "ok"
 
 
+def broken(monkeypatch: pytest.MonkeyPatch, check: Callable[..., Any]) -> None:
+    """Have another check of the queue."""
+    monkeypatch.setitem(SYSTEMS, "KAFKA", replace(SYSTEMS["KAFKA"], check=check))
+
+
 def test_the_lines_are_plain_and_one_each_when_piped(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (environment | {"KAFKA_GROUP": "", "VAULT_API_URL": f"http://{'long.' * 40}test/api"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("vaultml_worker.queues.check", lambda _settings: 1 / 0)
+    broken(monkeypatch, lambda _names, _settings: 1 / 0)
     done = CliRunner().invoke(cli.cli, ["doctor"])
     lines = done.stdout.splitlines()
     assert all(line.split()[0] in {"ok", "info", "warning", "wrong"} for line in lines)
@@ -143,7 +153,7 @@ def test_the_lines_are_plain_and_one_each_when_piped(
 
 def test_a_secret_in_anothers_words_is_masked(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     words = f"user a, password {HUB_ML['KAFKA_PASSWORD']}, ache"
-    monkeypatch.setattr("vaultml_worker.queues.check", lambda _settings: [Finding("broker", State.OK, words)])
+    broken(monkeypatch, lambda _names, _settings: [Finding("broker", State.OK, words)])
     _, found = doctor(VAULT_ACCESS_KEY="ac")
     assert found["broker"]["found"] == "user a, password ***, ache"
 
@@ -151,7 +161,7 @@ def test_a_secret_in_anothers_words_is_masked(doctor: Doctor, monkeypatch: pytes
 def test_a_check_that_hangs_is_a_finding(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(doctor_, "_SECONDS", 4)
-    monkeypatch.setattr("vaultml_worker.vault.check", lambda _access: go_on.wait(60))
+    monkeypatch.setattr("vaultml_worker.vault_check.check", lambda _access, _http: go_on.wait(60))
     code, found = doctor(KAFKA_GROUP="")
     go_on.set()
     assert code == 1
@@ -159,10 +169,10 @@ def test_a_check_that_hangs_is_a_finding(doctor: Doctor, monkeypatch: pytest.Mon
 
 
 def test_a_check_that_breaks_is_a_finding(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(_settings: settings.Settings) -> Any:
+    def breaks(_names: Any, _settings: Any) -> Any:
         raise RuntimeError(HUB_ML["KAFKA_PASSWORD"])
 
-    monkeypatch.setattr("vaultml_worker.queues.check", breaks)
+    broken(monkeypatch, breaks)
     code, found = doctor()
     assert code == 1
     assert found["broker"]["found"] == "the check failed (RuntimeError)"
@@ -232,27 +242,27 @@ def answering(answer: Any) -> Flask:
     [
         (Response("pong"), ""),
         (Response("no", 401), "refuses the keys .401.*VAULT_ACCESS_KEY"),
-        (Response("<html>", 503), "answers 503.*storage"),
-        (redirect("https://elsewhere.test/api"), "redirect .302.*the address it redirects to"),
+        (Response("<html>", 503), "is failing .503.*storage"),
+        (redirect("https://elsewhere.test/api"), "redirect .302.*correct VAULT_API_URL"),
         (Response("<!doctype html>"), "is not a Vault, it answers with a web page.*/api"),
-        (Response("", 404), "is not a Vault, it answers 404"),
+        (Response("", 404), "is not a Vault .404"),
     ],
 )
 def test_vaults_answers(serve: Callable[[Flask], str], answer: Any, says: str) -> None:
-    found = vault.check(VaultAccess(serve(answering(answer)), ACCOUNT.access_key, ACCOUNT.secret_key))
+    found = vault_check.check(VaultAccess(serve(answering(answer)), ACCOUNT.access_key, ACCOUNT.secret_key))
     assert found.state is (State.WRONG if says else State.OK)
     assert re.search(says, f"{found.found}; {found.advice}")
 
 
 def test_a_vault_that_speaks_no_tls(serve: Callable[[Flask], str]) -> None:
     url = serve(answering("pong")).replace("http:", "https:")
-    found = vault.check(VaultAccess(url, ACCOUNT.access_key, ACCOUNT.secret_key))
+    found = vault_check.check(VaultAccess(url, ACCOUNT.access_key, ACCOUNT.secret_key))
     assert found.state is State.WRONG
     assert "no TLS" in found.found
 
 
 def test_keys_that_no_header_can_hold(serve: Callable[[Flask], str]) -> None:
-    found = vault.check(VaultAccess(serve(answering("pong")), "line\nbreak", ACCOUNT.secret_key))
+    found = vault_check.check(VaultAccess(serve(answering("pong")), "line\nbreak", ACCOUNT.secret_key))
     assert found.state is State.WRONG
     assert "malformed" in found.found
     assert "break" not in found.found

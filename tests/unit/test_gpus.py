@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaultml_common.quantity import quantity
 from vaultml_operator import api, manifests
-from vaultml_operator.autoscaler.gpus import Demand, Pool, admits, demand_of, quantity, requests
+from vaultml_operator.autoscaler.gpus import Demand, Pool, admits, demand_of, requests
 from vaultml_operator.credentials import Credentials
 
 GPU = "nvidia.com/gpu"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from vaultml_operator import api, credentials, manifests
 from vaultml_operator.cli import _Dumper
 from vaultml_operator.credentials import Object
-from vaultml_worker.settings import Settings
+from vaultml_worker.settings import load, variables
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = Path(__file__).parent / "goldens"
@@ -68,16 +69,21 @@ def test_an_example_renders_as_its_golden_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_worker_understands_the_environment(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for variable in [each.upper() for each in Settings.model_fields]:
+    known = {variable for variable, *_ in variables()}
+    for variable in known:
         monkeypatch.delenv(variable, raising=False)
-    (tmp_path / "file").touch()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("worker")
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    certificate.private_key_pem.write_to_path(tmp_path / "key")
     for variable, value in env(example(name)).items():
-        assert variable.lower() in Settings.model_fields, f"the worker knows no {variable}"
-        is_file = variable.startswith(("KAFKA_SSL", "MODEL"))
-        monkeypatch.setenv(
-            variable, str(tmp_path / "file") if is_file else value if isinstance(value, str) else "secret"
-        )
-    settings = Settings()  # type: ignore[call-arg] # from the environment
+        assert variable in known, f"the worker knows no {variable}"
+        if variable.startswith(("KAFKA_SSL", "VAULT_SSL", "MODEL")):
+            kind = variable.rpartition("_")[2].lower()
+            value = str(tmp_path / (kind if kind in ("cert", "key") else "ca"))
+        monkeypatch.setenv(variable, value if isinstance(value, str) else "secret")
+    settings = load()
     spec = example(name).spec
     assert settings.queue_name == spec.queue.name
     assert settings.detection_threshold == spec.detection.threshold
@@ -87,8 +93,8 @@ def test_the_worker_understands_the_environment(name: str, monkeypatch: pytest.M
 def test_every_variable_of_the_worker_has_a_field_or_is_left_to_env() -> None:
     later = {"FORWARDING_MEDIA", "FORWARDING_METADATA", "FORWARDING_OBJECT_THRESHOLD", "REMOVE_AFTER_PROCESSED"}
     limits = {"RECORDING_MAX_BYTES", "RECORDING_MAX_PIXELS", "RECORDING_MAX_FRAMES", "DECODER_SECONDS", "DECODER_BYTES"}
-    limits |= {"ENGINE_BATCH"}
-    assert {each.upper() for each in Settings.model_fields} == {*api.ENV_OF_SPEC, *later, *limits}
+    limits |= {"ENGINE_BATCH", "HTTP_HOST", "VAULT_PROXY"}
+    assert {name for name, *_ in variables()} == {*api.ENV_OF_SPEC, *later, *limits}
 
 
 def test_what_the_operator_sets_is_what_env_may_not() -> None:
@@ -103,7 +109,11 @@ def test_what_the_operator_sets_is_what_env_may_not() -> None:
                 "credentialsSecretRef": {"name": "all"},
             },
         },
-        vault={"apiUrl": "http://v/api", "credentialsSecretRef": {"name": "vault-credentials"}},
+        vault={
+            "apiUrl": "https://v/api",
+            "credentialsSecretRef": {"name": "vault-credentials"},
+            "ca": {"secretKeyRef": {"name": "all", "key": "ca.crt"}},
+        },
         model={
             "path": "/m.cfg",
             "weights": "/m.weights",
@@ -113,8 +123,23 @@ def test_what_the_operator_sets_is_what_env_may_not() -> None:
         },
         detection={"classes": ["car"]},
     )
-    all_keys = frozenset({"username", "password", "ca.crt", "tls.crt", "tls.key"})
-    assert set(env(everything, {**KEYS, Object("Secret", "all"): all_keys})) == set(api.ENV_OF_SPEC)
+    all_keys = frozenset({"username", "password", "ca.crt", "tls.crt", "tls.key", "clientId", "clientSecret"})
+    kafka = {"brokers": ["b:1"], "group": "g", "security": "SASL_SSL"}
+    ca = {"configMapKeyRef": {"name": "authorities", "key": "idp"}}
+    oauth = {
+        "mechanism": "OAUTHBEARER",
+        "credentialsSecretRef": {"name": "all"},
+        "oauth": {"tokenUrl": "https://idp/token", "scope": "kafka", "extensions": "a=b", "ca": ca},
+    }
+    msk = {"mechanism": "AWS_MSK_IAM", "awsRegion": "eu-central-1"}
+    keys = {**KEYS, Object("Secret", "all"): all_keys, Object("ConfigMap", "authorities"): frozenset({"idp"})}
+    found = env(everything, keys)
+    for login in (oauth, msk):
+        found |= env(pipeline(queue={"name": "in", "kafka": {**kafka, **login}}), keys)
+    assert set(found) == set(api.ENV_OF_SPEC)
+    assert found["VAULT_SSL_CA"] == "/etc/vaultml/tls/vault-ca.crt"
+    assert found["KAFKA_OAUTH_CA"] == "/etc/vaultml/tls/oauth-ca.crt"
+    assert found["KAFKA_OAUTH_CLIENT_SECRET"]["secretKeyRef"] == {"name": "all", "key": "clientSecret"}
 
 
 def test_a_model_by_name_or_from_elsewhere() -> None:

@@ -7,6 +7,7 @@ import requests
 import structlog
 
 from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log
+from vaultml_worker.queues import Ended
 from vaultml_worker.records import Detection
 
 
@@ -48,8 +49,10 @@ def test_health_readiness_and_metrics() -> None:
         health.ready = True
         assert requests.get(f"{base}/readyz", timeout=5).status_code == 200
         assert requests.get(f"{base}/other", timeout=5).status_code == 404
-        metrics.published([[Detection("car", 0.9, (0, 0, 1, 1))]], {"fetch": 1500.0})
-        metrics.dead_letter("not-found")
+        metrics.ended(Ended.PUBLISHED, None)
+        metrics.processed([[Detection("car", 0.9, (0, 0, 1, 1))]], {"fetch": 1500.0})
+        metrics.ended(Ended.DEAD_LETTERED, "not-found")
+        metrics.held("unauthorized", +1)
         metrics.retried("unavailable")
         text = requests.get(f"{base}/metrics", timeout=5).text
     finally:
@@ -61,6 +64,7 @@ def test_health_readiness_and_metrics() -> None:
         'vaultml_detections_total{label="car"} 1.0',
         'vaultml_stage_seconds_sum{stage="fetch"} 1.5',
         'vaultml_vault_retries_total{cause="unavailable"} 1.0',
+        'vaultml_held_recordings{cause="unauthorized"} 1.0',
         "vaultml_in_flight 0.0",
     ):
         assert line in text
@@ -83,3 +87,20 @@ def test_a_stuck_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert health.alive
     monkeypatch.setattr("vaultml_worker.observability._STUCK_S", -1.0)
     assert not health.alive
+
+
+def test_a_queue_client_that_can_not_be_replaced_is_not_alive() -> None:
+    health = Health()
+    health.tick(queue_works=False)
+    assert not health.alive
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::", "0.0.0.0"])
+def test_it_listens_on_any_kind_of_address(host: str) -> None:
+    server = HttpServer(host, 0, Health(), Metrics())
+    reached = {"127.0.0.1": ["127.0.0.1"], "::1": ["[::1]"], "0.0.0.0": ["127.0.0.1"], "::": ["127.0.0.1", "[::1]"]}
+    try:
+        for address in reached[host]:
+            assert requests.get(f"http://{address}:{server.port}/healthz", timeout=5).status_code == 200
+    finally:
+        server.close()

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaultml_worker.queues.offsets import Progress
+from vaultml_worker.queues.kafka.offsets import Progress
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=40), st.randoms(use_true_random=False))

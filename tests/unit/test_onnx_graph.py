@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from tests.networks import CFG, tiny_weights
+from vaultml_common.machine import cpus
 from vaultml_worker import darknet, engines, model
-from vaultml_worker.engines.onnx import OnnxEngine, cpus
+from vaultml_worker.engines.onnx import OnnxEngine
 from vaultml_worker.records import InvalidInput, Model
 
 NAMES = "one\ntwo\nthree\n"

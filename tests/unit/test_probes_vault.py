@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from vaultml_common.vault import ACCESS_KEY, SECRET_KEY
 from vaultml_operator.probes import Access, Outcome
-from vaultml_operator.probes.vault import ACCESS_KEY, SECRET_KEY, check
+from vaultml_operator.probes.vault import check
 from vaultml_worker.dev.vault import Account, VaultServer, application
 
 KEYS = ("access-PLANTED", "s3cret!@#$%&-PLANTED")
@@ -156,11 +157,23 @@ def test_what_is_no_address_is_said(url: str) -> None:
     assert (outcome.reason, "is no address" in outcome.message) == ("VaultUnreachable", True)
 
 
-@pytest.mark.parametrize("key", ["PLANTED\n", "PLANTED\r\nX: y", " PLANTED", "", "PLANTÉD"])
-def test_keys_that_no_header_can_hold_are_refused_with_a_hint(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("PLANTED\n", "ends with a newline"),
+        ("PLANTED\r\n", "ends with a carriage return"),
+        ("PLANTED\r\nX: y", "control character"),
+        (" PLANTED", "white space"),
+        ('"PLANTED"', "enclosed in quotes"),
+        ("", "is blank"),
+        ("\n", "is blank"),
+    ],
+)
+def test_keys_that_no_header_can_hold_are_refused_with_a_hint(key: str, hint: str) -> None:
     outcome = ask_at("http://127.0.0.1:1/api", KEYS[0], key)
     assert outcome.reason == "CredentialsRefused"
-    assert "newline" in outcome.message
+    assert "the key secretKey of the Vault credentials" in outcome.message
+    assert hint in outcome.message
 
 
 def test_what_is_shown_of_an_access_holds_no_key() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from vaultml_worker import settings
+from vaultml_worker.queues.kafka.settings import KafkaSettings
 from vaultml_worker.records import InvalidInput
 
 HUB_ML = {
@@ -38,11 +39,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_hub_mls_own_variables_work(environment: pytest.MonkeyPatch) -> None:
     loaded = settings.load()
-    assert loaded.kafka_broker == ("kafka1.kerberos.live:9094", "kafka2.kerberos.xxx:9094")
+    assert isinstance(loaded.queue, KafkaSettings)
+    assert loaded.queue.kafka_broker == ("kafka1.kerberos.live:9094", "kafka2.kerberos.xxx:9094")
     assert loaded.vault is not None
     assert loaded.vault.secret_key == "xxx!@#$%67890"
     assert (loaded.number_of_predictions, loaded.move_distance) == (5, 100)
-    assert loaded.dead_letter_target == "ml-results.dlq"
+    assert loaded.names.dead_letters == "ml-results.dlq"
     assert set(loaded.secrets) == {"yourpassword!@#$%", "xxx!@#$%12345", "xxx!@#$%67890"}
     assert not any(secret in repr(loaded) for secret in loaded.secrets)
 
@@ -53,7 +55,7 @@ def test_empty_means_absent(environment: pytest.MonkeyPatch) -> None:
     loaded = settings.load()
     assert loaded.vault is None
     assert loaded.move_distance == 0
-    assert loaded.dead_letter_target == "ml-queue.dlq"
+    assert loaded.names.dead_letters == "ml-queue.dlq"
 
 
 def test_one_message_names_everything_wrong(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_one_message_names_everything_wrong(environment: pytest.MonkeyPatch, tmp
         ("FORWARDING_METADATA", "true", "not supported"),
         ("REMOVE_AFTER_PROCESSED", "true", "not supported"),
         ("VAULT_API_URL", "vault/api", "must look like"),
-        ("VAULT_API_URL", "http://user:pass@vault/api", "without user"),
+        ("VAULT_API_URL", "http://user:pass@vault/api", "user or password"),
         ("KAFKA_BROKER", ",", "names no broker"),
         ("DETECTION_THRESHOLD", "1", "less than 1"),
         ("KAFKA_SSL_CA", "/nonexistent/ca.crt", "no such file"),

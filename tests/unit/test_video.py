@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.recordings import FRAGMENTED, brightness, clip, rotated, sound_only
 from vaultml_worker import video
-from vaultml_worker.records import Cause, PermanentFailure, Sample
+from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.records import Sample
 
 LIMITS = video.Limits()
 NETWORK = (96, 96)
@@ -107,7 +108,7 @@ def test_a_jpeg_is_one_frame() -> None:
     result = sample(encoded)
     assert (result.width, result.height, len(result.frames), result.duration) == (100, 50, 1, 0)
     assert result.frames[0].pixels[48, 48].tolist() == pytest.approx([240, 120, 10], abs=4)  # RGB
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         sample(encoded[:-60])
     assert caught.value.cause is Cause.NO_FRAMES
 
@@ -123,7 +124,7 @@ def test_a_cut_fragmented_recording_still_gives_frames(percent: int, keyframe_ev
 
 def test_a_cut_plain_mp4_says_that_its_index_is_missing() -> None:
     whole = clip(4)
-    with pytest.raises(PermanentFailure, match="moov") as caught:
+    with pytest.raises(Failure, match="moov") as caught:
         sample(whole[: len(whole) // 2])
     assert caught.value.cause is Cause.NOT_A_VIDEO
 
@@ -157,16 +158,16 @@ def test_a_hole_in_the_middle_is_passed() -> None:
     ],
 )
 def test_what_is_no_recording_is_refused_by_name(data: bytes, cause: Cause) -> None:
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         sample(data)
     assert caught.value.cause is cause
 
 
 def test_too_many_pixels_or_frames() -> None:
-    with pytest.raises(PermanentFailure, match="160 x 120") as caught:
+    with pytest.raises(Failure, match="160 x 120") as caught:
         sample(clip(1), limits=video.Limits(pixels=10_000))
     assert caught.value.cause is Cause.TOO_MANY_PIXELS
-    with pytest.raises(PermanentFailure, match="RECORDING_MAX_FRAMES") as caught:
+    with pytest.raises(Failure, match="RECORDING_MAX_FRAMES") as caught:
         sample(clip(4), limits=video.Limits(frames=39))
     assert caught.value.cause is Cause.TOO_LARGE
     assert len(sample(clip(4), limits=video.Limits(frames=40)).frames) == 5

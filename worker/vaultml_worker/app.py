@@ -2,20 +2,22 @@
 
 import signal
 import threading
-from pathlib import Path
+from contextlib import ExitStack, closing
 from types import FrameType
-from typing import Any
 
 import structlog
 
-from vaultml_worker import __version__, engines, fetch, model, onnx_graph, queues
+from vaultml_common.machine import cpus
+from vaultml_worker import __version__, inference, vault_check
 from vaultml_worker.decoders import Decoders
-from vaultml_worker.engines import Engine, EngineStopped, Gpu
-from vaultml_worker.engines.onnx import cpus
-from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log, masked_line
-from vaultml_worker.pipeline import Detector, Options, Outcome, Pipeline
-from vaultml_worker.records import InvalidInput, Model, RetryableFailure
+from vaultml_worker.engines import EngineStopped, Options
+from vaultml_worker.inference import ModelChoice
+from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log
+from vaultml_worker.pipeline import DetectionOptions, Detector, Pipeline
+from vaultml_worker.records import InvalidInput, Model, State
+from vaultml_worker.reports import EngineLog, Reports
 from vaultml_worker.settings import Settings
+from vaultml_worker.transport import Transport
 from vaultml_worker.vault import Vault
 from vaultml_worker.video import Limits
 
@@ -37,228 +39,116 @@ def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     try:
-        Worker(settings, stop).run()
+        work(settings, stop)
     except EngineStopped:
         log.info("stopped: the engine that was being built is given up")
         return
     log.info("stopped: everything in work was finished")
 
 
-class Worker:
-    """All parts of one worker, and what it says of them."""
-
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
-        self._settings = settings
-        self._stop = stop
-        self._health = Health()
-        self._metrics = Metrics()
-
-    def run(self) -> None:
-        """Load, warm up, join the queue, work."""
-        settings = self._settings
-        try:
-            http = HttpServer(settings.http_host, settings.http_port, self._health, self._metrics)
-        except OSError as error:
-            raise InvalidInput(
-                f"HTTP_HOST, HTTP_PORT: can't listen on {settings.http_host}:{settings.http_port} ({error.strerror})"
-            ) from None
-        try:
-            log.info("vaultml worker starts", version=__version__, port=http.port)
-            self._work()
-        finally:
-            http.close()
-
-    def _work(self) -> None:
-        settings = self._settings
-        # What is fetched is kept with the engines: in a pod, the image's own cache can't be written to.
-        path = fetch.locate(settings.model, settings.model_sha256, settings.engine_cache) if settings.model else None
-        engine_name, no_gpu = engines.choose(settings.engine)
-        precision = self._precision(engine_name, path)
-        loaded = model.load(path, settings.model_weights, settings.model_names, precision, settings.model_sha256)
-        for warning in model.warnings(loaded, path):
-            log.warning(warning)
-        model.check_labels(loaded, settings.detection_classes)
-        self._say_model(loaded.table, loaded.name, loaded.sha256)
-        if not settings.queue_target:
-            log.warning("QUEUE_TARGET is empty: results reach only this log and the metrics")
-        if no_gpu is not None:
-            log.info(f"the network runs on the CPU: {no_gpu}")
-        cache = settings.engine_cache or fetch.cache() / "engines"
-        options = engines.Options(cache, settings.engine_batch, EngineLog(self._metrics), self._stop.is_set)
-        engine = engines.create(engine_name, loaded, options)
-        try:
-            self._look(engine, loaded)
-        finally:
-            engine.close()
-
-    def _precision(self, engine: str, path: Path | None) -> onnx_graph.Precision | None:
-        """What the user asked for, else what suits the engine; an .onnx has its own."""
-        asked = self._settings.model_precision
-        if asked != "auto":
-            return asked
-        return engines.precision(engine) if model.has_precision(path) else None
-
-    def _look(self, engine: Engine, loaded: Model) -> None:
-        """Warm up, join the queue, work until the end."""
-        settings = self._settings
-        decoders = Decoders(
-            processes=cpus(),
-            seconds=settings.decoder_seconds,
-            memory=settings.decoder_bytes,
-            limits=Limits(settings.recording_max_pixels, settings.recording_max_frames),
+def work(settings: Settings, stop: threading.Event) -> None:
+    """Assemble a worker and run it until `stop` is set; the parts end in reverse order."""
+    health, metrics = Health(), Metrics()
+    reports = Reports(settings, health, metrics)
+    with ExitStack() as parts:
+        http = parts.enter_context(closing(_listen(settings, health, metrics)))
+        log.info("vaultml worker starts", version=__version__, port=http.port)
+        ready = parts.enter_context(inference.ready(*_inference(settings, metrics, stop)))
+        _log_model(settings, ready.model, ready.cpu_reason)
+        health.busy_seconds = lambda: ready.engine.busy_seconds
+        decoders = parts.enter_context(closing(_decoders(settings)))
+        transport = parts.enter_context(closing(settings.transport()))
+        ready.engine.warm_up()
+        decoders.warm_up()
+        _check_vault(settings, transport)
+        vault = _vault(settings, transport, stop, reports)
+        pipeline = Pipeline(
+            lambda observer: settings.system.connect(settings.names, settings.queue, observer),
+            vault,
+            decoders,
+            Detector(ready.engine, ready.model, detection_options(settings)),
+            in_flight=settings.recordings_in_flight,
+            monitor=reports,
         )
-        vault = Vault(
-            settings.vault,
-            download=settings.vault_download,
-            max_bytes=settings.recording_max_bytes,
-            connections=settings.recordings_in_flight,
-            stop=self._stop,
-            on_retry=self._on_retry,
-        )
-        try:
-            engine.warm_up()
-            decoders.warm_up()
-            self._health.busy_seconds = lambda: engine.busy_seconds
-            queue = queues.connect(settings, self._on_trouble)
-            self._queue = queue
-            options = Options(
-                settings.number_of_predictions,
-                settings.detection_threshold,
-                settings.detection_classes,
-                settings.move_distance,
-            )
-            Pipeline(
-                queue,
-                vault,
-                decoders,
-                Detector(engine, loaded, options),
-                in_flight=settings.recordings_in_flight,
-                on_outcome=self._on_outcome,
-                on_bug=self._on_bug,
-                on_tick=self._on_tick,
-            ).run(self._stop)
-        finally:
-            vault.close()
-            decoders.close()
-
-    def _say_model(self, table: str, name: str, sha256: str) -> None:
-        if self._settings.log_format == "console" and table:
-            log.info("layers", plain=table.rstrip("\n"))
-        log.info("model loaded", name=name, sha256=sha256, layers=table.count("\n") - 1 if table else None)
-
-    def _on_tick(self, in_work: int) -> None:
-        self._health.tick()
-        self._metrics.in_flight.set(in_work)
-        if not self._health.ready and self._queue.joined:
-            self._health.ready = True
-            log.info("ready: waiting for events", queue=self._settings.queue_name)
-
-    def _on_trouble(self, trouble: str) -> None:
-        log.warning(trouble)
-
-    def _on_bug(self, error: Exception) -> None:
-        log.error("unforeseen error in one recording, which becomes a dead letter", exc_info=error)
-
-    def _on_retry(self, failure: RetryableFailure, wait: float) -> None:
-        self._metrics.retried(failure.cause)
-        log.warning(f"{failure.message}; trying again in {wait:.1f} s", cause=str(failure.cause))
-
-    def _on_outcome(self, outcome: Outcome) -> None:
-        if outcome.failure is not None:
-            self._metrics.dead_letter(outcome.failure.cause)
-        elif outcome.seen is not None:
-            self._metrics.published(outcome.seen.detections, outcome.timings)
-        if self._settings.log_format == "json":
-            self._log_record(outcome)
-        else:
-            self._log_lines(outcome)
-
-    def _log_record(self, outcome: Outcome) -> None:
-        event, failure = outcome.event, outcome.failure
-        fields: dict[str, Any] = {"key": event.key, "camera": event.camera} if event else {}
-        if failure is not None:
-            log.warning(
-                "recording",
-                outcome="dead-letter",
-                cause=str(failure.cause),
-                error=failure.message,
-                **outcome.message.origin,
-                **fields,
-            )
-        elif outcome.result is not None:
-            vaultml = outcome.result["vaultml"]
-            log.info(
-                "recording", outcome="published", **fields, **{k: vaultml[k] for k in ("objects", "timings", "frames")}
-            )
-
-    def _log_lines(self, outcome: Outcome) -> None:
-        """hub-ml's lines for one recording, in one piece though several are in work, and a summary line of ours."""
-        settings, event = self._settings, outcome.event
-        lines = ["checking.."]
-        if event is not None:
-            lines.append(masked_line(event.document))
-        if outcome.failure is not None:
-            where = ", ".join(f"{name} {value}" for name, value in outcome.message.origin.items())
-            lines += [f"{where}: {outcome.failure}", f"Sending to {settings.dead_letter_target}"]
-            log.warning("recording", plain="\n".join([*lines, "next.."]))
-            return
-        if outcome.result is None or event is None:
-            return
-        lines.append(masked_line(outcome.result))
-        if settings.queue_target:
-            lines.append(f"Sending to {settings.queue_target}")
-        lines += [f"{event.key}: {summary(outcome.result['vaultml'])}", "next.."]
-        log.info("recording", plain="\n".join(lines))
+        pipeline.run(stop)
 
 
-class EngineLog:
-    """Tells the log and the metrics what an engine does."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._told = -1
-
-    def gpu(self, gpu: Gpu) -> None:
-        """See engines.Observer."""
-        self._metrics.gpu(gpu.name, gpu.uuid, gpu.driver, gpu.runtime, gpu.memory)
-        log.info(
-            "GPU",
-            name=gpu.name,
-            uuid=gpu.uuid,
-            memory_mib=gpu.memory >> 20,
-            driver=gpu.driver or None,
-            compute_capability=".".join(map(str, gpu.compute_capability)),
-            runtime=gpu.runtime,
-        )
-
-    def building(self, part: float) -> None:
-        """See engines.Observer."""
-        self._metrics.engine_built.set(part)
-        tenths = int(part * 10)
-        if tenths != self._told and 0 < tenths < 10:
-            log.info(f"engine {tenths * 10} % built")
-        self._told = tenths
-
-    def batch(self, frames: int) -> None:
-        """See engines.Observer."""
-        self._metrics.engine_batch.set(frames)
-
-    def info(self, message: str) -> None:
-        """See engines.Observer."""
-        log.info(message)
-
-    def warning(self, message: str) -> None:
-        """See engines.Observer."""
-        log.warning(message)
-
-
-def summary(vaultml: dict[str, Any]) -> str:
-    """One readable line on a result's `vaultml` object."""
-    objects, frames = vaultml["objects"], vaultml["frames"]
-    kinds = ", ".join(f"{label} {count}" for label, count in objects["by_label"].items()) or "nothing"
-    flags = "".join(f", {flag}" for flag in ("truncated", "corrupt") if vaultml[flag])
-    total = sum(vaultml["timings"].values())
-    return (
-        f"{kinds}; {objects['moving']} of {objects['total']} moving; "
-        f"{frames['decoded']} of {frames['asked']} frames{flags}; {total:.0f} ms"
+def model_choice(settings: Settings) -> ModelChoice:
+    """Return the model that the settings ask for."""
+    return ModelChoice(
+        settings.model,
+        settings.model_weights,
+        settings.model_names,
+        settings.model_sha256,
+        None if settings.model_precision == "auto" else settings.model_precision,
+        settings.engine_cache,
+        settings.detection_classes,
     )
+
+
+def detection_options(settings: Settings) -> DetectionOptions:
+    """Return how the settings want recordings to be processed."""
+    return DetectionOptions(
+        settings.number_of_predictions,
+        settings.detection_threshold,
+        settings.detection_classes,
+        settings.move_distance,
+    )
+
+
+def _listen(settings: Settings, health: Health, metrics: Metrics) -> HttpServer:
+    try:
+        return HttpServer(settings.http_host, settings.http_port, health, metrics)
+    except OSError as error:
+        raise InvalidInput(
+            f"HTTP_HOST, HTTP_PORT: can't listen on {settings.http_host} port {settings.http_port} ({error.strerror})"
+        ) from None
+
+
+def _inference(settings: Settings, metrics: Metrics, stop: threading.Event) -> tuple[ModelChoice, str, Options]:
+    options = Options(None, settings.engine_batch, EngineLog(metrics), stop.is_set)
+    return model_choice(settings), settings.engine, options
+
+
+def _decoders(settings: Settings) -> Decoders:
+    return Decoders(
+        processes=cpus(),
+        seconds=settings.decoder_seconds,
+        memory=settings.decoder_bytes,
+        limits=Limits(settings.recording_max_pixels, settings.recording_max_frames),
+    )
+
+
+def _vault(settings: Settings, transport: Transport, stop: threading.Event, reports: Reports) -> Vault:
+    return Vault(
+        settings.vault,
+        download=settings.vault_download,
+        max_bytes=settings.recording_max_bytes,
+        http=transport,
+        stop=stop,
+        on_retry=reports.retrying,
+        on_held=reports.held,
+    )
+
+
+def _log_model(settings: Settings, model: Model, cpu_reason: str | None) -> None:
+    if settings.log_format == "console" and model.table:
+        log.info("layers", plain=model.table.rstrip("\n"))
+    layers = model.table.count("\n") - 1 if model.table else None
+    log.info("model loaded", name=model.name, sha256=model.sha256, layers=layers)
+    if not settings.queue_target:
+        log.warning("QUEUE_TARGET is empty: results reach only this log and the metrics")
+    if cpu_reason is not None:
+        log.info(f"the network runs on the CPU: {cpu_reason}")
+
+
+def _check_vault(settings: Settings, transport: Transport) -> None:
+    """Ask Vault once before the first message is taken; what is wrong with it holds the queue, not the worker."""
+    if settings.vault is None:
+        log.info("no Vault is set: every event must bring its own")
+        return
+    finding = vault_check.check(settings.vault, transport)
+    if finding.state is State.OK:
+        log.info(f"Vault: {finding.found}")
+    else:
+        log.warning(f"Vault: {finding.found}: {finding.advice}; messages are held until it works")

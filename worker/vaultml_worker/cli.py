@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vaultml_worker import __version__, settings
-from vaultml_worker.records import EngineError, Failure, InvalidInput
+from vaultml_worker import __version__, failures, settings
+from vaultml_worker.failures import Failure
+from vaultml_worker.records import EngineError, InvalidInput
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -154,9 +155,9 @@ def detect(
 
 
 def _summary(vaultml: dict[str, Any]) -> str:
-    from vaultml_worker import app
+    from vaultml_worker import reports
 
-    return app.summary(vaultml)
+    return reports.summary(vaultml)
 
 
 @contextmanager
@@ -164,25 +165,18 @@ def _detecting(
     given: str | None, weights: Path | None, names: Path | None, frames: int, threshold: float, move_distance: float
 ) -> Iterator[tuple[Any, Any]]:
     """A detector and decoders, given back at the end."""
-    from vaultml_worker import engines, fetch
-    from vaultml_worker import model as models
+    from vaultml_common.machine import cpus
+    from vaultml_worker import inference
     from vaultml_worker.decoders import Decoders
-    from vaultml_worker.engines.onnx import cpus
-    from vaultml_worker.pipeline import Detector, Options
+    from vaultml_worker.engines import Options
+    from vaultml_worker.pipeline import DetectionOptions, Detector
 
-    path = fetch.locate(given) if given is not None else None
-    engine_name, _ = engines.choose("auto")
-    precision = engines.precision(engine_name) if models.has_precision(path) else None
-    loaded = models.load(path, weights, names, precision)
-    for warning in models.warnings(loaded, path):
-        typer.echo(f"vaultml: {warning}", err=True)
-    engine = engines.create(engine_name, loaded, engines.Options(cache=fetch.cache() / "engines"))
-    decoders = Decoders(processes=cpus(), seconds=600, memory=4 << 30)
-    try:
-        yield Detector(engine, loaded, Options(frames, threshold, (), move_distance)), decoders
-    finally:
-        decoders.close()
-        engine.close()
+    choice = inference.ModelChoice(given, weights, names)
+    with (
+        inference.ready(choice, options=Options(observer=_Warnings())) as ready,
+        closing(Decoders(processes=cpus(), seconds=600, memory=4 << 30)) as decoders,
+    ):
+        yield Detector(ready.engine, ready.model, DetectionOptions(frames, threshold, (), move_distance)), decoders
 
 
 def _progress() -> Progress:
@@ -252,24 +246,23 @@ def model_build(
     ] = None,
 ) -> None:
     """Build the GPU engine of a model ahead of its first use; workers with the same cache find it."""
-    from vaultml_worker import engines, fetch
+    from vaultml_worker import engines, inference
     from vaultml_worker.engines import tensorrt
 
-    folder = cache or fetch.cache() / "engines"
+    choice = inference.ModelChoice(model, weights, names, precision=precision.value, folder=cache)
     capability = _capability(target)
     if capability is None:
         engines.choose("tensorrt")  # what is missing is said before a model is fetched
-    loaded = _model(model, weights, names, precision.value)
     with _progress() as progress:
-        options = engines.Options(folder, batch, _Told(progress, loaded.name))
+        loaded = inference.load(choice).model
+        options = engines.Options(choice.engine_cache, batch, _Shown(progress, loaded.name))
         if capability is not None:
             built = tensorrt.build_ahead(loaded, options, capability)
         else:
-            engine = tensorrt.TensorRtEngine(loaded, options)
-            built = engine.built
-            engine.close()
+            with closing(tensorrt.TensorRtEngine(loaded, options)) as engine:
+                built = engine.built
     if built.path is None:
-        raise InvalidInput(f"--cache {folder}: the engine could not be written there")
+        raise InvalidInput(f"--cache {choice.engine_cache}: the engine could not be written there")
     took = f"{built.seconds:.1f} s" if built.seconds else "was there already"
     typer.echo(f"{built.path}: {built.size / (1 << 20):.1f} MiB, {took}")
 
@@ -289,7 +282,7 @@ def model_bench(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Measure a model on this machine: latency and frames per second by batch, with and without copies, memory."""
-    from vaultml_worker import engines, fetch
+    from vaultml_worker import engines, inference
     from vaultml_worker.engines import bench
     from vaultml_worker.engines.tensorrt import TensorRtEngine
 
@@ -301,17 +294,15 @@ def model_bench(
         sizes = []
     if not sizes or sizes[0] < 1 or sizes[-1] > 256:
         raise InvalidInput(f"--batches {batches}: give numbers from 1 to 256, comma-separated")
-    chosen, _ = engines.choose(engine)
-    loaded = _model(model, weights, names, precision.value if precision else engines.precision(chosen))
+    choice = inference.ModelChoice(
+        model, weights, names, precision=precision.value if precision else None, folder=cache
+    )
     with _progress() as progress:
-        told = _Told(progress, loaded.name)
-        made = engines.create(chosen, loaded, engines.Options(cache or fetch.cache() / "engines", sizes[-1], told))
-        try:
-            measured = bench.measure(made, loaded, sizes, seconds)
-            memory = made.memory() if isinstance(made, TensorRtEngine) else None
-        finally:
-            made.close()
-    _print_bench(loaded.name, chosen, told.runs_on, measured, memory, as_json=as_json)
+        shown = _Shown(progress, model or "model")
+        with inference.ready(choice, engine, engines.Options(max_batch=sizes[-1], observer=shown)) as ready:
+            measured = bench.measure(ready.engine, ready.model, sizes, seconds)
+            memory = ready.engine.memory() if isinstance(ready.engine, TensorRtEngine) else None
+    _print_bench(ready.model.name, ready.engine.name, shown.runs_on, measured, memory, as_json=as_json)
 
 
 def _print_bench(
@@ -340,8 +331,28 @@ def _print_bench(
         )
 
 
-class _Told:
-    """Shows what an engine tells, in a command."""
+class _Warnings:
+    """Shows an engine's warnings; see engines.Observer."""
+
+    def gpu(self, gpu: Any) -> None:
+        """Show nothing."""
+
+    def building(self, part: float) -> None:
+        """Show nothing."""
+
+    def batch(self, frames: int) -> None:
+        """Show nothing."""
+
+    def info(self, message: str) -> None:
+        """Show nothing."""
+
+    def warning(self, message: str) -> None:
+        """Show the warning."""
+        typer.echo(f"vaultml: {message}", err=True)
+
+
+class _Shown(_Warnings):
+    """Shows what an engine reports, in a command."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress = progress
@@ -349,31 +360,12 @@ class _Told:
         self.runs_on: Any = None
 
     def gpu(self, gpu: Any) -> None:
-        """See engines.Observer."""
+        """Keep it for the table."""
         self.runs_on = gpu
 
     def building(self, part: float) -> None:
-        """See engines.Observer."""
+        """Show the progress."""
         self._progress.update(self._task, completed=part)
-
-    def batch(self, frames: int) -> None:
-        """See engines.Observer."""
-
-    def info(self, message: str) -> None:
-        """See engines.Observer."""
-
-    def warning(self, message: str) -> None:
-        """See engines.Observer."""
-        typer.echo(f"vaultml: {message}", err=True)
-
-
-def _model(given: str | None, weights: Path | None, names: Path | None, precision: Any) -> Any:
-    """The model, in this precision unless it has its own."""
-    from vaultml_worker import fetch
-    from vaultml_worker import model as models
-
-    path = fetch.locate(given) if given is not None else None
-    return models.load(path, weights, names, precision if models.has_precision(path) else None)
 
 
 def _capability(target: str | None) -> tuple[int, int] | None:
@@ -392,17 +384,14 @@ def results(
     kafka: Annotated[str | None, typer.Option(help="Brokers; default: KAFKA_BROKER.")] = None,
     topic: Annotated[str | None, typer.Option(help="Result topic; default: QUEUE_TARGET.")] = None,
 ) -> None:
-    """Print one readable line per result (committed ones only); KAFKA_… variables as for the worker."""
-    from vaultml_worker.queues import reader
-    from vaultml_worker.queues.kafka import client_settings
-
+    """Print one readable line per result (committed ones only); the queue system's variables as for the worker."""
     given = {"kafka_broker": kafka, "queue_target": topic}
     unused = {"queue_name": "unused", "kafka_group": "unused"}
     loaded = settings.load(**unused, **{name: value for name, value in given.items() if value})
     if not loaded.queue_target:
         raise InvalidInput("QUEUE_TARGET: name the result topic, or give --topic")
     stop = _stop_on_signal()
-    for body in reader.follow(client_settings(loaded), loaded.queue_target, stop, to_the_end=not follow):
+    for body in loaded.system.follow(loaded.queue_target, loaded.queue, stop, not follow):
         if body is not None:
             typer.echo(_result_line(body))
 
@@ -495,6 +484,12 @@ def dev_demo(out: Annotated[Path, typer.Option(help="Folder for what it makes.")
 def variables() -> None:
     """Print docs/variables.md."""
     sys.stdout.write(settings.reference())
+
+
+@cli.command(hidden=True)
+def dead_letters() -> None:
+    """Print docs/dead-letters.md."""
+    sys.stdout.write(failures.reference())
 
 
 def _stop_on_signal() -> threading.Event:

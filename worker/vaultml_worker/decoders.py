@@ -16,7 +16,8 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from vaultml_worker import video
-from vaultml_worker.records import Cause, PermanentFailure, Sample
+from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.records import Sample
 
 _GRACE_S = 30.0
 """A child that does not begin, or should have been killed for being late, and wasn't, is given up after this long."""
@@ -31,7 +32,7 @@ class Decoders:
     """Decoder processes, one call each at a time.
 
     Each call may take `seconds` and its process `memory` bytes. A child that dies or is late is replaced and the call
-    tried once more; then it is a PermanentFailure. Thread-safe. Close it when done.
+    tried once more; then it is a Failure. Thread-safe. Close it when done.
     """
 
     def __init__(self, *, processes: int, seconds: float, memory: int, limits: video.Limits | None = None) -> None:
@@ -54,12 +55,12 @@ class Decoders:
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call any importable function that decodes in a child, under the same limits; gives what it gives.
 
-        Raises what it raises, and PermanentFailure DECODER_CRASHED, DECODER_TIMEOUT or DECODER_MEMORY.
+        Raises what it raises, and Failure DECODER_CRASHED, DECODER_TIMEOUT or DECODER_MEMORY.
         """
         child = self._free.get()
         try:
             return child.run(function, args)
-        except PermanentFailure as failure:
+        except Failure as failure:
             if failure.cause not in _AGAIN:
                 raise
             return child.run(function, args)
@@ -103,13 +104,13 @@ class _Child:
             raise RuntimeError  # noqa: TRY301 - one answer to all that breaks
         except TimeoutError:
             late = f"decoding took longer than DECODER_SECONDS ({self._seconds:g}), twice"
-            raise PermanentFailure(Cause.DECODER_TIMEOUT, late) from None
+            raise Failure(Cause.DECODER_TIMEOUT, late) from None
         except MemoryError:
-            raise PermanentFailure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES") from None
+            raise Failure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES") from None
         except (ProcessExpired, RuntimeError, concurrent.futures.CancelledError) as error:
             if not isinstance(error, ProcessExpired):  # the pool itself broke
                 self._replace()
-            raise PermanentFailure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+            raise Failure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...]) -> "concurrent.futures.Future[Any] | None":
         """Hand a call to the pool; None when that broke while idle, or breaks as it starts."""

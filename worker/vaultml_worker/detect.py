@@ -13,8 +13,9 @@ import numpy as np
 
 from vaultml_worker import annotate, results
 from vaultml_worker.decoders import Decoders
+from vaultml_worker.failures import Failure
 from vaultml_worker.pipeline import Detector
-from vaultml_worker.records import Detection, Frame, InvalidInput, PermanentFailure, Sample
+from vaultml_worker.records import Detection, Frame, InvalidInput, Sample
 from vaultml_worker.video import Limits
 
 _PICTURES = {".jpg", ".jpeg", ".png"}
@@ -49,7 +50,7 @@ def run(
 ) -> dict[str, Any]:
     """Look at one file and write its two outputs; gives the `vaultml` object.
 
-    Raises PermanentFailure or InvalidInput with one line that says what is wrong with the file.
+    Raises Failure or InvalidInput with one line that says what is wrong with the file.
     """
     try:
         data = path.read_bytes()
@@ -114,7 +115,7 @@ def _all_frames(
     while first < total:
         try:
             chunk, total = decoders.sample_all(data, first, _CHUNK, detector.network)
-        except PermanentFailure:
+        except Failure:
             if whole is None:
                 raise
             whole = replace(whole, corrupt=True)  # a hole of a whole chunk: what was seen before it still counts

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +21,15 @@ from av.codec.codec import UnknownCodecError
 from av.video.stream import VideoStream
 from pebble import ProcessExpired, ProcessPool, concurrent
 
-from vaultml_worker import events, fetch, model, queues, settings, vault
+from vaultml_common.machine import cache_folder, cpus
+from vaultml_common.redaction import MASK
+from vaultml_worker import app, fetch, inference, model, settings, vault_check
 from vaultml_worker.decoders import Decoders, end
 from vaultml_worker.engines import onnx, tensorrt
-from vaultml_worker.records import Failure, Finding, InvalidInput, State
+from vaultml_worker.failures import Failure
+from vaultml_worker.records import Finding, InvalidInput, State
 from vaultml_worker.settings import Settings
+from vaultml_worker.transport import CA_VARIABLES
 
 _SECONDS = 18.0
 """All checks run side by side for at most so long."""
@@ -48,8 +53,10 @@ def examine() -> Iterator[Finding]:
         "engine": lambda: list(_engine(loaded)),
         "model": lambda: left_out("model", "MODEL", "DETECTION_CLASSES") or [_model(loaded)],
         "decoders": lambda: [_codecs(), _decoders(loaded)],
-        "broker": lambda: left_out("broker", "QUEUE_", f"{loaded.queue_system}_") or queues.check(loaded),
-        "Vault": lambda: left_out("Vault", "VAULT_") or [_vault(loaded)],
+        "broker": lambda: (
+            left_out("broker", "QUEUE_", f"{loaded.queue_system}_") or loaded.system.check(loaded.names, loaded.queue)
+        ),
+        "Vault": lambda: left_out("Vault", "VAULT_", *CA_VARIABLES) or [_vault(loaded)],
     }
     deadline = time.monotonic() + _SECONDS
     # Daemon threads: one that hangs, in a name server's answer say, doesn't keep the command from ending.
@@ -77,7 +84,7 @@ def _masked(finding: Finding, secrets: tuple[str, ...]) -> Finding:
     """A broker's words may repeat a secret; within a word it is none, and to mask it would tell what it is."""
     found = finding.found
     for secret in secrets:
-        found = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", events.MASK, found)
+        found = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, found)
     return replace(finding, found=found)
 
 
@@ -89,9 +96,9 @@ def _engine(loaded: Settings) -> Iterator[Finding]:
         yield finding if on_gpu or finding.state is State.OK else replace(finding, state=State.INFO)
     if loaded.engine != "tensorrt":
         runs = "not needed: the network runs on the GPU" if on_gpu else "the network runs on the CPU"
-        yield Finding("onnxruntime", State.OK, f"{onnx.version()}, CPUs: {onnx.cpus()}; {runs}")
+        yield Finding("onnxruntime", State.OK, f"{onnx.version()}, CPUs: {cpus()}; {runs}")
     if on_gpu:
-        yield _cache(loaded.engine_cache or fetch.cache() / "engines")
+        yield _cache(loaded.engine_cache or cache_folder() / "engines")
 
 
 def _gpu() -> tuple[list[Finding], bool]:
@@ -146,14 +153,12 @@ def _model(loaded: Settings) -> Finding:
             return Finding("model", State.WRONG, found, "set ENGINE_CACHE or VAULTML_CACHE to a folder for it")
         return Finding("model", State.INFO, f"{given} is not here: the first start fetches {source}, into {folder}")
     try:
-        path = fetch.locate(loaded.model, loaded.model_sha256, into) if loaded.model else None
-        precision = None if loaded.model_precision == "auto" else loaded.model_precision
-        ready = model.load(path, loaded.model_weights, loaded.model_names, precision, loaded.model_sha256)
-        model.check_labels(ready, loaded.detection_classes)
+        loaded_model = inference.load(app.model_choice(loaded))
     except InvalidInput as error:
-        return Finding("model", State.WRONG, str(error), "docs/models.md tells what a model must be")
-    for warning in model.warnings(ready, path):
+        return Finding("model", State.WRONG, str(error), "docs/models.md says what a model must be")
+    for warning in loaded_model.warnings:
         return Finding("model", State.WARNING, warning)
+    ready = loaded_model.model
     size = f"{ready.width}x{ready.height}, {len(ready.labels)} classes"
     return Finding("model", State.OK, f"{ready.name}, sha256 {ready.sha256[:12]}…, {size}")
 
@@ -204,4 +209,5 @@ def _clip(codec: str) -> bytes:
 def _vault(loaded: Settings) -> Finding:
     if loaded.vault is None:
         return Finding("Vault", State.INFO, "none is set: every event must bring its own")
-    return vault.check(loaded.vault)
+    with closing(loaded.transport()) as transport:
+        return vault_check.check(loaded.vault, transport)

@@ -7,26 +7,12 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from vaultml_worker.records import Cause, Event, PermanentFailure, RecordingName, VaultAccess
+from vaultml_common.redaction import MASK, is_signed_url, mask_text
+from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.records import Event, RecordingName, VaultAccess
 
-MASK = "***"
 _SECRET_KEY = re.compile(r"storage_|(?:pre)?signed_?url$", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"public_?key$|product_?id$", re.IGNORECASE)
-# A URL that carries its own permission: S3, Google, Azure, CloudFront and their kin.
-_URL = re.compile(r"https?(?::|%3A)(?:/|%2F){2}(?:[^\s\"'<>\\]|\\{1,16}+u0026)*+", re.IGNORECASE)
-_SIGNATURE = re.compile(
-    r"(?:[?&]|&amp;|u0026|%3F|%26)(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
-    r"|signature|sig|awsaccesskeyid|googleaccessid)(?:=|%3D)",
-    re.IGNORECASE,
-)
-# In text that may not be JSON, or be JSON inside a JSON string: a storage_* or signed-URL key and its value.
-# Everything in it is bounded or possessive: it meets whatever bytes lie on a topic, up to a megabyte of them.
-_SECRET_PAIR = re.compile(
-    r"""(?P<key>(?:storage_\w{0,64}+|signed_?url)\\{0,16}+["']?\s*+[:=]\s*+)"""
-    r"""(?P<value>\\{1,16}+"(?:[^"\\]|\\(?!\\{0,15}"))*+(?:\\{1,16}+")?|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?"""
-    r"""|[^\s,}\]&{\["'\\][^\s,}\]&]*+)""",
-    re.IGNORECASE | re.DOTALL,
-)
 # A storage_* or signed-URL key with a list or an object, whose end can't be told in a damaged event.
 _SECRET_GROUP = re.compile(rb"""(?:storage_\w{0,64}+|signed_?urls?)\\{0,16}+["']?\s*+[:=]\s*+[\[{]""", re.IGNORECASE)
 
@@ -34,7 +20,7 @@ _SECRET_GROUP = re.compile(rb"""(?:storage_\w{0,64}+|signed_?urls?)\\{0,16}+["']
 def parse(body: bytes) -> Event:
     """Read one event.
 
-    Raises PermanentFailure (BAD_EVENT) with a sentence that says what is wrong; never quotes the event.
+    Raises Failure (BAD_EVENT) with a sentence that says what is wrong; never quotes the event.
     Source of the fields: docs/events.md.
     """
     document = _load(body)
@@ -119,7 +105,7 @@ def scrub_bytes(body: bytes) -> bytes:
     masked = text.encode("latin-1")
     try:
         document = _load(masked)
-    except PermanentFailure:
+    except Failure:
         # Not JSON: UTF-16 or escapes could still hide a key, so such bodies are withheld.
         plain = masked.replace(b"\0", b"")
         flat = re.sub(rb"\\u00([0-9a-fA-F]{2})", lambda match: bytes([int(match[1], 16)]), plain)
@@ -150,7 +136,7 @@ def _load(body: bytes) -> dict[str, Any]:
 def _try_load(body: bytes) -> Any:
     try:
         return _load(body)
-    except PermanentFailure:
+    except Failure:
         return None
 
 
@@ -159,7 +145,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def _bad(message: str) -> NoReturn:
-    raise PermanentFailure(Cause.BAD_EVENT, message) from None
+    raise Failure(Cause.BAD_EVENT, message) from None
 
 
 def _header_text(value: Any, field: str) -> str:
@@ -240,25 +226,7 @@ def _without(value: Any, secrets: frozenset[str]) -> Any:
 
 
 def _is_secret(value: Any, secrets: frozenset[str]) -> bool:
-    return isinstance(value, str) and (
-        value in secrets or ((url := _URL.fullmatch(value)) is not None and _SIGNATURE.search(url[0]) is not None)
-    )
-
-
-def mask_text(text: str) -> str:
-    """The same text with signed URLs and the values of `storage_*` keys replaced by `***`; JSON stays JSON."""
-    text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
-    return _SECRET_PAIR.sub(_mask_pair, text)
-
-
-def _mask_pair(match: re.Match[str]) -> str:
-    value = match["value"]
-    quote = re.match(r"\\*[\"']|", value)
-    opening = quote[0] if quote else ""
-    closing = opening if opening and len(value) > len(opening) and value.endswith(opening) else ""
-    if not opening and '"' in match["key"] and "\\" not in match["key"]:
-        opening = closing = '"'  # a bare JSON value: what takes its place must be JSON too
-    return f"{match['key']}{opening}{MASK}{closing}"
+    return isinstance(value, str) and (value in secrets or is_signed_url(value))
 
 
 def _blank_masked(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Models from where they are published, checked by digest."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import requests
 
+from vaultml_common.machine import cache_folder
 from vaultml_worker.records import MODEL_URL, PUBLISHED_MODELS, InvalidInput
 
 TINY_WEIGHTS = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
@@ -26,13 +26,6 @@ _LARGEST = 4 << 30
 
 Progress = Callable[[int, int], None]
 """Called with bytes so far and bytes in all."""
-
-
-def cache() -> Path:
-    """Where fetched things live: $VAULTML_CACHE, else the user's cache folder."""
-    if given := os.environ.get("VAULTML_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaultml"
 
 
 def locate(given: str, sha256: str | None = None, into: Path | None = None) -> Path:
@@ -64,7 +57,7 @@ def missing(given: str, sha256: str | None = None, into: Path | None = None) -> 
 
 
 def _place(name: str, into: Path | None) -> Path:
-    return (into or cache()) / "models" / name
+    return (into or cache_folder()) / "models" / name
 
 
 def _published(name: str, into: Path | None) -> Path:

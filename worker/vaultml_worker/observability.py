@@ -1,7 +1,9 @@
 """What people see of a worker: its log, its health and its metrics."""
 
+import errno
 import json
 import logging
+import socket
 import sys
 import threading
 import time
@@ -13,7 +15,9 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from vaultml_common.redaction import redacted
 from vaultml_worker import events
+from vaultml_worker.queues import Ended
 from vaultml_worker.records import Detection
 
 _STUCK_S = 60.0
@@ -24,7 +28,7 @@ def configure_log(form: Literal["console", "json"], level: str, secrets: Sequenc
     """Set up the log on stdout: `form` console for people, json for machines; `secrets` never appear in it."""
 
     def redact(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {key: _redacted(value, secrets) for key, value in event.items()}
+        return {key: redacted(value, secrets) for key, value in event.items()}
 
     console = structlog.dev.ConsoleRenderer(
         colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
@@ -41,16 +45,6 @@ def configure_log(form: Literal["console", "json"], level: str, secrets: Sequenc
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=False,
     )
-
-
-def _redacted(value: Any, secrets: Sequence[str]) -> Any:
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, events.MASK)
-        return events.mask_text(value)
-    if isinstance(value, dict):
-        return {key: _redacted(item, secrets) for key, item in value.items()}
-    return [_redacted(item, secrets) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain_or(renderer: Callable[..., str]) -> Callable[..., str]:
@@ -74,7 +68,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._recordings = Counter(
-            "vaultml_recordings", "Recordings by outcome: published, dead-letter", ["outcome"], registry=self.registry
+            "vaultml_recordings",
+            "Messages by final outcome: published, dead-letter, given-back, skipped",
+            ["outcome"],
+            registry=self.registry,
         )
         self._dead_letters = Counter("vaultml_dead_letters", "Dead letters by cause", ["cause"], registry=self.registry)
         self._stages = Histogram(
@@ -85,7 +82,15 @@ class Metrics:
             registry=self.registry,
         )
         self._detections = Counter("vaultml_detections", "Detections by label", ["label"], registry=self.registry)
-        self.in_flight = Gauge("vaultml_in_flight", "Recordings in work", registry=self.registry)
+        self.in_flight = Gauge(
+            "vaultml_in_flight", "Messages received that have no final outcome yet", registry=self.registry
+        )
+        self._held = Gauge(
+            "vaultml_held_recordings",
+            "Recordings held by a transient failure, by cause",
+            ["cause"],
+            registry=self.registry,
+        )
         self._retries = Counter(
             "vaultml_vault_retries", "Calls to a Vault that failed and were repeated", ["cause"], registry=self.registry
         )
@@ -102,27 +107,31 @@ class Metrics:
         self.engine_batch = Gauge(
             "vaultml_engine_batch_frames", "Frames of the largest batch that fits", registry=self.registry
         )
-        for outcome in ("published", "dead-letter"):
+        for outcome in Ended:
             self._recordings.labels(outcome)
 
-    def published(self, detections: Iterable[Sequence[Detection]], timings: MutableMapping[str, float]) -> None:
-        """One recording got its result; `timings` in ms by stage."""
-        self._recordings.labels("published").inc()
+    def ended(self, outcome: Ended, cause: str | None) -> None:
+        """Count the final outcome of a message; `cause` is a dead letter's."""
+        self._recordings.labels(outcome).inc()
+        if cause is not None:
+            self._dead_letters.labels(cause).inc()
+
+    def processed(self, detections: Iterable[Sequence[Detection]], timings: MutableMapping[str, float]) -> None:
+        """Count what a published result holds; `timings` in ms by stage."""
         for stage, milliseconds in timings.items():
             self._stages.labels(stage).observe(milliseconds / 1000)
         for frame in detections:
             for detection in frame:
                 self._detections.labels(detection.label).inc()
 
+    def held(self, cause: str, change: int) -> None:
+        """Count one more (+1) or one less (-1) recording that is held by this cause."""
+        self._held.labels(cause).inc(change)
+
     def gpu(self, name: str, uuid: str, driver: str, runtime: str, memory: int) -> None:
         """This GPU runs the network; `memory` in bytes."""
         self._gpu.labels(name, uuid, driver, runtime).set(1)
         self._gpu_memory.set(memory)
-
-    def dead_letter(self, cause: str) -> None:
-        """One message became a dead letter."""
-        self._recordings.labels("dead-letter").inc()
-        self._dead_letters.labels(cause).inc()
 
     def retried(self, cause: str) -> None:
         """A call to a Vault failed and will be repeated."""
@@ -132,29 +141,35 @@ class Metrics:
 class Health:
     """What probes ask.
 
-    Alive: still starting, or the loop turned within the last minute and the GPU is not on one batch for minutes.
+    Alive: still starting, or the loop turned within the last minute, the queue's client works (one that failed for
+    good and was replaced in vain doesn't), and the GPU is not on one batch for minutes.
     Ready: the model is warm and the queue was joined once.
     """
 
     def __init__(self) -> None:
         self._turned: float | None = None
+        self._queue_works = True
         self.ready = False
         self.busy_seconds: Callable[[], float] = float
         """For how long the GPU has worked on its batch; a driver can hang without an error."""
 
-    def tick(self) -> None:
-        """The loop turned."""
+    def tick(self, *, queue_works: bool = True) -> None:
+        """Note that the loop turned, and whether the queue's client works."""
         self._turned = time.monotonic()
+        self._queue_works = queue_works
 
     @property
     def alive(self) -> bool:
         """Whether the loop still turns."""
         turns = self._turned is None or time.monotonic() - self._turned < _STUCK_S
-        return turns and self.busy_seconds() < _GPU_STUCK_S
+        return turns and self._queue_works and self.busy_seconds() < _GPU_STUCK_S
 
 
 class HttpServer:
-    """Serves /healthz, /readyz and /metrics in a thread of its own; `port` is the one in use."""
+    """Serves /healthz, /readyz and /metrics in a thread of its own; `port` is the one in use.
+
+    `host` is an IPv4 or IPv6 address; `::` means all addresses of both, and of IPv4 alone where there is no IPv6.
+    """
 
     def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
         exposition = make_wsgi_app(metrics.registry)
@@ -171,9 +186,14 @@ class HttpServer:
             start_response(status, [("Content-Type", "text/plain")])
             return [status.encode() + b"\n"]
 
-        self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Silent)
+        try:
+            self._server = make_server(host, port, app, _server(host), handler_class=_Silent)
+        except OSError as error:
+            if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            self._server = make_server("0.0.0.0", port, app, ThreadingWSGIServer, handler_class=_Silent)  # noqa: S104
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -181,6 +201,20 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _server(host: str) -> type[ThreadingWSGIServer]:
+    if ":" not in host:
+        return ThreadingWSGIServer
+
+    class Server(ThreadingWSGIServer):
+        address_family = socket.AF_INET6
+
+        def server_bind(self) -> None:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+            super().server_bind()
+
+    return Server
 
 
 class _Silent(WSGIRequestHandler):

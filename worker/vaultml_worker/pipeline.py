@@ -13,27 +13,18 @@ import numpy as np
 
 from vaultml_worker import events, results, tracking, yolo
 from vaultml_worker.engines import Engine
+from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.letterbox import Letterbox
-from vaultml_worker.queues import Message, Queue
-from vaultml_worker.records import (
-    Cause,
-    Detection,
-    EngineError,
-    Event,
-    Model,
-    PermanentFailure,
-    RetryableFailure,
-    Sample,
-    Track,
-)
+from vaultml_worker.queues import Ending, Message, Observer, Queue
+from vaultml_worker.records import Detection, EngineError, Event, Model, Sample, Track
 
 _IDLE_S = 0.1
 _CLOSE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How recordings are looked at; the settings of the same names say more."""
+class DetectionOptions:
+    """How recordings are processed; the settings of the same names say more."""
 
     frames: int = 5
     threshold: float = 0.5
@@ -41,34 +32,25 @@ class Options:
     move_distance: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What was seen in one recording, by sampled frame and by object."""
-
-    sample: Sample
-    detections: tuple[tuple[Detection, ...], ...]
-    tracks: tuple[Track, ...]
-
-
 @dataclass(slots=True)
-class Outcome:
-    """What became of one message: a result, a failure, or neither when the worker stopped first.
+class Processed:
+    """What the worker made of one message: a result, a permanent failure, or neither when it stopped first.
 
-    `timings` are milliseconds by stage.
+    `detections` are by sampled frame; `timings` are milliseconds by stage.
     """
 
     message: Message
     event: Event | None = None
-    seen: Seen | None = None
+    detections: tuple[tuple[Detection, ...], ...] = ()
     result: Mapping[str, Any] | None = None
-    failure: PermanentFailure | None = None
+    failure: Failure | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
 class Detector:
     """An engine with its model: sampled frames in, detections and tracks out. Thread-safe."""
 
-    def __init__(self, engine: Engine, model: Model, options: Options) -> None:
+    def __init__(self, engine: Engine, model: Model, options: DetectionOptions) -> None:
         self.engine = engine
         self.model = model
         self.options = options
@@ -123,120 +105,141 @@ class Sampling(Protocol):
         ...
 
 
-class Pipeline:
-    """Takes messages from a queue, works on up to `in_flight` of them at a time, and gives the queue their outcomes.
+class Monitor(Protocol):
+    """Receives what a pipeline reports, in the thread that runs it."""
 
-    `on_outcome` hears of each, `on_bug` of exceptions that nobody foresaw (their messages become dead letters);
-    `on_tick` is called several times a second from the loop.
+    def trouble(self, sentence: str) -> None:
+        """Report what keeps the queue from working, and what to do, in one sentence."""
+        ...
+
+    def ended(self, ending: Ending, processed: Processed | None) -> None:
+        """Report the final outcome of a message; `processed` is None if it ended before it was processed."""
+        ...
+
+    def bug(self, error: Exception) -> None:
+        """Report an exception that nobody foresaw; its message becomes a dead letter."""
+        ...
+
+    def tick(self, queue: Queue, in_flight: int) -> None:
+        """Called several times a second; `in_flight` messages were received and have no final outcome yet."""
+        ...
+
+
+class Pipeline:
+    """Takes messages from a queue, works on up to `in_flight` of them at a time, and gives the queue their results.
+
+    Everything that follows a result hangs on the queue's report of the message's final outcome.
     """
 
     def __init__(
         self,
-        queue: Queue,
+        connect: Callable[[Observer], Queue],
         vault: Fetch,
         sampling: Sampling,
         detector: Detector,
         *,
         in_flight: int,
-        on_outcome: Callable[[Outcome], None],
-        on_bug: Callable[[Exception], None],
-        on_tick: Callable[[int], None],
+        monitor: Monitor,
     ) -> None:
-        self._queue = queue
         self._vault = vault
         self._sampling = sampling
         self._detector = detector
         self._room = in_flight
-        self._on_outcome = on_outcome
-        self._on_bug = on_bug
-        self._on_tick = on_tick
+        self._monitor = monitor
+        self._received: dict[Message, Processed | None] = {}
+        """Messages without a final outcome, with what was made of them."""
+        self._queue = connect(self)
+
+    def trouble(self, sentence: str) -> None:
+        """See Observer."""
+        self._monitor.trouble(sentence)
+
+    def ended(self, ending: Ending) -> None:
+        """See Observer."""
+        self._monitor.ended(ending, self._received.pop(ending.message, None))
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish what is in work, publish and commit it.
 
         Raises EngineFailure with nothing acknowledged that isn't finished.
         """
-        done: queues_.SimpleQueue[Outcome | BaseException] = queues_.SimpleQueue()
+        done: queues_.SimpleQueue[Processed | BaseException] = queues_.SimpleQueue()
         in_work = 0
         with ThreadPoolExecutor(self._room, thread_name_prefix="recording") as threads:
             try:
                 while in_work or not stop.is_set():
-                    self._on_tick(in_work)
+                    self._monitor.tick(self._queue, len(self._received))
                     if in_work < self._room and not stop.is_set():
                         message = self._queue.receive(0.0 if not done.empty() else _IDLE_S)
                         if message is not None:
                             in_work += 1
+                            self._received[message] = None
                             threads.submit(self._work, message, done)
                     else:
                         self._queue.tend(0.0 if not done.empty() else _IDLE_S / 4)
                     while not done.empty():
-                        outcome = done.get()
-                        if isinstance(outcome, BaseException):
-                            raise outcome
+                        processed = done.get()
+                        if isinstance(processed, BaseException):
+                            raise processed
                         in_work -= 1
-                        self._settle(outcome)
+                        self._settle(processed)
             finally:
                 stop.set()
                 self._queue.close(_CLOSE_S)
 
-    def _work(self, message: Message, done: "queues_.SimpleQueue[Outcome | BaseException]") -> None:
+    def _work(self, message: Message, done: "queues_.SimpleQueue[Processed | BaseException]") -> None:
         try:
             done.put(self._process(message))
         except BaseException as error:  # handed to the loop, which raises it
             done.put(error)
 
-    def _process(self, message: Message) -> Outcome:
-        outcome = Outcome(message)
-        timings = outcome.timings
+    def _process(self, message: Message) -> Processed:
+        processed = Processed(message)
         try:
-            outcome.event = event = events.parse(message.body)
-            with _timed(timings, "fetch"):
-                data = self._vault.fetch(event)
-            with _timed(timings, "sample"):
-                sample = self._sampling.sample(data, self._detector.options.frames, self._detector.network)
-            if event.file_size is not None and len(data) < event.file_size:
-                sample = _truncated(sample)
-            del data
-            with _timed(timings, "detect"):
-                detections = self._detector.detect(sample)
-            with _timed(timings, "track"):
-                tracks = self._detector.track(sample, detections)
-            outcome.seen = Seen(sample, detections, tracks)
-            vaultml = results.vaultml(
-                model=self._detector.model,
-                engine=self._detector.engine.name,
-                gpu=self._detector.engine.gpu,
-                sample=sample,
-                tracks=tracks,
-                timings=timings,
-            )
-            outcome.result = results.vault_format(event, detections, vaultml)
-        except PermanentFailure as failure:
-            outcome.failure = failure
-        except RetryableFailure:
-            pass  # the worker stops: the message is not acknowledged and comes again
+            self._detect(processed)
+        except Failure as failure:
+            # A transient one ends a try only when the worker stops: the message is not acknowledged and comes again.
+            processed.failure = failure if failure.cause.permanent else None
         except EngineFailure:
             raise
         except Exception as error:
-            outcome.failure = PermanentFailure(
-                Cause.INTERNAL, f"{type(error).__name__} in the worker: please report it"
-            )
-            self._on_bug(error)
-        return outcome
+            processed.failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in the worker: please report it")
+            self._monitor.bug(error)
+        return processed
 
-    def _settle(self, outcome: Outcome) -> None:
-        if outcome.failure is not None:
-            self._queue.reject(outcome.message, outcome.failure)
-        elif outcome.result is not None:
-            self._queue.finish(outcome.message, results.encode(outcome.result))
-        else:
+    def _detect(self, processed: Processed) -> None:
+        timings, detector = processed.timings, self._detector
+        processed.event = event = events.parse(processed.message.body)
+        with _timed(timings, "fetch"):
+            data = self._vault.fetch(event)
+        with _timed(timings, "sample"):
+            sample = self._sampling.sample(data, detector.options.frames, detector.network)
+        if event.file_size is not None and len(data) < event.file_size:
+            sample = replace(sample, truncated=True)  # the event promised more bytes than Vault has
+        del data
+        with _timed(timings, "detect"):
+            processed.detections = detections = detector.detect(sample)
+        with _timed(timings, "track"):
+            tracks = detector.track(sample, detections)
+        vaultml = results.vaultml(
+            model=detector.model,
+            engine=detector.engine.name,
+            gpu=detector.engine.gpu,
+            sample=sample,
+            tracks=tracks,
+            timings=timings,
+        )
+        processed.result = results.vault_format(event, detections, vaultml)
+
+    def _settle(self, processed: Processed) -> None:
+        """Hand an end product to the queue, unless the message was given back in the meantime."""
+        if processed.message not in self._received:
             return
-        self._on_outcome(outcome)
-
-
-def _truncated(sample: Sample) -> Sample:
-    """The event promised more bytes than Vault has."""
-    return replace(sample, truncated=True)
+        self._received[processed.message] = processed
+        if processed.failure is not None:
+            self._queue.dead_letter(processed.message, processed.failure)
+        elif processed.result is not None:
+            self._queue.publish(processed.message, results.encode(processed.result))
 
 
 @contextmanager

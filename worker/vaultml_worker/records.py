@@ -18,50 +18,6 @@ MODEL_URL = re.compile(r"https?://[^/@?#\s]+/[^@?#\s]+\.(cfg|onnx)")
 """A model elsewhere; without what may be a secret."""
 
 
-class Cause(StrEnum):
-    """Why a recording could not be processed: the `vaultml-cause` of a dead letter."""
-
-    BAD_EVENT = "bad-event"
-    NO_VAULT = "no-vault"
-    NOT_FOUND = "not-found"
-    REFUSED = "refused"
-    UNAUTHORIZED = "unauthorized"
-    UNAVAILABLE = "unavailable"
-    TOO_LARGE = "too-large"
-    TOO_SLOW = "too-slow"
-    ENCRYPTED = "encrypted"
-    EMPTY = "empty"
-    NOT_A_VIDEO = "not-a-video"
-    NO_VIDEO_STREAM = "no-video-stream"
-    NO_FRAMES = "no-frames"
-    TOO_MANY_PIXELS = "too-many-pixels"
-    DECODER_CRASHED = "decoder-crashed"
-    DECODER_TIMEOUT = "decoder-timeout"
-    DECODER_MEMORY = "decoder-memory"
-    RESULT_TOO_LARGE = "result-too-large"
-    INTERNAL = "internal"
-
-
-class Failure(Exception):  # noqa: N818 - its two kinds below say what to do, not that something is wrong
-    """Something that keeps a recording from its result; `message` is one sentence without secrets."""
-
-    def __init__(self, cause: Cause, message: str) -> None:
-        super().__init__(cause, message)
-        self.cause = cause
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.cause}: {self.message}"
-
-
-class PermanentFailure(Failure):
-    """Trying again would fail again: the event goes to the dead-letter topic."""
-
-
-class RetryableFailure(Failure):
-    """Trying again may work: the event holds its place."""
-
-
 class InvalidInput(ValueError):  # noqa: N818 - an input, not a program error
     """A model, a setting or a file named by the user is wrong; the text says what to do."""
 

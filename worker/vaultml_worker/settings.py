@@ -1,45 +1,39 @@
-"""The worker's environment: every variable, its default, meaning and secrecy, in one model."""
+"""The worker's environment: every variable, its default, meaning and secrecy.
+
+Composed of what every worker has, here, and the part of the queue system that QUEUE_SYSTEM names (queues/).
+"""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+import requests
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
+from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
+from vaultml_worker import environment
+from vaultml_worker.environment import Environment, split
+from vaultml_worker.queues import SYSTEMS, Names, System
 from vaultml_worker.records import MODEL_URL, PUBLISHED_MODELS, InvalidInput, VaultAccess
+from vaultml_worker.transport import Transport, environment_cas, no_certificates
 
 _LATER = {"forwarding_media", "forwarding_metadata", "remove_after_processed"}
+_HUB_QUEUES = ("kcloud-classify-queue", "kcloud-analysis-queue")
+"""Queues of Hub's classifier, whose results have a format of their own."""
 
 
-class Settings(BaseSettings):
+class Settings(Environment):
     """hub-ml's variables with their fixed names, and ours. An empty value counts as absent."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, hide_input_in_errors=True, extra="ignore")
-
-    queue_system: Literal["KAFKA"] = Field(default="KAFKA", description="The kind of queue.")
-    queue_name: str = Field(description="Topic that the events are read from.")
-    queue_target: str = Field(default="", description="Topic that the results go to; empty publishes nothing.")
-
-    kafka_broker: Annotated[tuple[str, ...], NoDecode] = Field(description="Brokers, `host:port`, comma-separated.")
-    kafka_group: str = Field(description="Consumer group.")
-    kafka_security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL"] = Field(
-        default="PLAINTEXT", description="How to talk to the brokers."
-    )
-    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="PLAIN", description="SASL mechanism."
-    )
-    kafka_username: str = Field(default="", description="SASL user.")
-    kafka_password: SecretStr = Field(default=SecretStr(""), description="SASL password.")
-    kafka_ssl_ca: Path | None = Field(
-        default=None, description="File with the CA that signed the brokers' certificate."
-    )
-    kafka_ssl_cert: Path | None = Field(default=None, description="File with our client certificate.")
-    kafka_ssl_key: Path | None = Field(default=None, description="File with our client key.")
-    kafka_offset_reset: Literal["earliest", "latest"] = Field(
-        default="earliest", description="Where a group without commits begins."
+    queue_system: str = Field(default="KAFKA", description="The kind of queue.")
+    queue_name: str = Field(description="Queue (Kafka: topic) that the events are read from.")
+    queue_target: str = Field(
+        default="", description="Queue (Kafka: topic) that the results go to; empty publishes nothing."
     )
 
     vault_api_url: str = Field(
@@ -47,6 +41,16 @@ class Settings(BaseSettings):
     )
     vault_access_key: SecretStr = Field(default=SecretStr(""), description="Vault access key.")
     vault_secret_key: SecretStr = Field(default=SecretStr(""), description="Vault secret key.")
+    vault_ssl_ca: Path | None = Field(
+        default=None,
+        description="File with the CA that signed the certificate of Vault or its storage, trusted besides the usual "
+        "ones; SSL_CERT_FILE and REQUESTS_CA_BUNDLE are honoured too.",
+    )
+    vault_proxy: SecretStr = Field(
+        default=SecretStr(""),
+        description="Proxy for Vault itself, which sees our keys where Vault has no TLS. HTTPS_PROXY, HTTP_PROXY and "
+        "NO_PROXY are used for signed URLs only.",
+    )
     vault_download: Literal["blob", "signed-url"] = Field(
         default="blob", description="`blob`: through Vault. `signed-url`: straight from its storage provider."
     )
@@ -105,35 +109,29 @@ class Settings(BaseSettings):
     )
 
     recordings_in_flight: int = Field(default=4, ge=1, le=256, description="Recordings in work at the same time.")
-    recording_max_bytes: int = Field(default=256 << 20, ge=1, description="Largest recording, in bytes.")
-    recording_max_pixels: int = Field(default=40_000_000, ge=1, description="Largest frame, in pixels.")
-    recording_max_frames: int = Field(default=200_000, ge=1, description="Most frames in one recording.")
-    decoder_seconds: float = Field(default=60, gt=0, description="Time that decoding one recording may take.")
+    recording_max_bytes: int = Field(
+        default=256 << 20, ge=1 << 20, description="Largest recording, in bytes; at least 1 MiB."
+    )
+    recording_max_pixels: int = Field(
+        default=40_000_000, ge=100_000, description="Largest frame, in pixels (width times height); at least 100,000."
+    )
+    recording_max_frames: int = Field(
+        default=200_000, ge=1000, description="Most frames in one recording; at least 1,000."
+    )
+    decoder_seconds: float = Field(
+        default=60, ge=1, allow_inf_nan=False, description="Time that decoding one recording may take, in seconds."
+    )
     decoder_bytes: int = Field(
         default=2 << 30, ge=256 << 20, description="Memory that one decoder process may use, in bytes."
     )
 
-    http_host: str = Field(default="0.0.0.0", description="Address of health, readiness and metrics.")  # noqa: S104 - probes come from outside the pod
+    http_host: str = Field(
+        default="::",
+        description="Address of health, readiness and metrics: IPv4 or IPv6, `::` for all addresses of both.",
+    )
     http_port: int = Field(default=8080, ge=0, le=65535, description="Its port; 0 picks a free one.")
     log_format: Literal["console", "json"] = Field(default="console", description="How the log is written.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged.")
-
-    @field_validator("kafka_broker", "detection_classes", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @field_validator("kafka_broker")
-    @classmethod
-    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise PydanticCustomError("missing", "names no broker: give host:port, comma-separated")
-        return value
-
-    @field_validator("queue_system", "kafka_security", "kafka_mechanism", "log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
 
     @field_validator(*sorted(_LATER))
     @classmethod
@@ -142,27 +140,67 @@ class Settings(BaseSettings):
             raise PydanticCustomError("later", "true is not supported by this version yet: set it to false")
         return value
 
+    @field_validator("queue_system")
+    @classmethod
+    def _system(cls, value: str) -> str:
+        if value.upper() not in SYSTEMS:
+            raise PydanticCustomError(
+                "choice",
+                "{value} is no queue system: give one of {names}",
+                {"value": value, "names": ", ".join(SYSTEMS)},
+            )
+        return value.upper()
+
     @field_validator("queue_name")
     @classmethod
     def _no_hub(cls, value: str) -> str:
-        if value.startswith("kcloud-"):
-            raise PydanticCustomError("later", "a Hub queue (kcloud-…) is not supported by this version yet")
+        if value.removesuffix(".fifo") in _HUB_QUEUES:
+            raise PydanticCustomError("later", "the queues of Hub's classifier are not supported by this version yet")
         return value
 
     @field_validator("vault_api_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            good = not value or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
-            plain = not (parts.username or parts.password)
-        except ValueError:
-            good = plain = False
-        if not (good and plain):
-            raise PydanticCustomError(
-                "address", "must look like http://vault-lb.kerberos-vault/api, without user or password"
-            )
+        if value and (wrong := wrong_address(value)) is not None:
+            raise PydanticCustomError("address", "{wrong}", {"wrong": wrong})
         return value
+
+    @field_validator("vault_ssl_ca")
+    @classmethod
+    def _authority(cls, value: Path | None) -> Path | None:
+        if value is not None and (wrong := no_certificates(value)) is not None:
+            raise PydanticCustomError("file", "{path}: {wrong}", {"path": str(value), "wrong": wrong})
+        return value
+
+    @field_validator("vault_proxy")
+    @classmethod
+    def _proxy(cls, value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if value.get_secret_value() and not good:  # not quoted: it may hold a password
+            raise PydanticCustomError("address", "must look like http://proxy.example:3128")
+        return value
+
+    @field_validator("http_host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        host = value.removeprefix("[").removesuffix("]")
+        try:
+            ip_address(host)
+        except ValueError:
+            if host != "localhost":
+                raise PydanticCustomError(
+                    "address", "must be an IPv4 or IPv6 address, such as 0.0.0.0, :: or ::1, or localhost"
+                ) from None
+        return host
+
+    @field_validator("detection_classes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split(value)
 
     @field_validator("model_sha256", mode="before")
     @classmethod
@@ -186,43 +224,62 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("kafka_ssl_ca", "kafka_ssl_cert", "kafka_ssl_key", "model_weights", "model_names")
+    @field_validator("model_weights", "model_names")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise PydanticCustomError("file", "no such file: {path}", {"path": str(value)})
         return value
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> "Settings":
-        wrong = []
-        if self.kafka_security.startswith("SASL"):
-            wrong += [
-                f"{name.upper()}: needed with KAFKA_SECURITY={self.kafka_security}"
-                for name, value in (("kafka_username", self.kafka_username), ("kafka_password", self.kafka_password))
-                if not (value if isinstance(value, str) else value.get_secret_value())
-            ]
+    def conflicts(self) -> Iterator[str]:
+        """See Environment."""
         vault = {
             "VAULT_API_URL": self.vault_api_url,
             "VAULT_ACCESS_KEY": self.vault_access_key.get_secret_value(),
             "VAULT_SECRET_KEY": self.vault_secret_key.get_secret_value(),
         }
         if any(vault.values()) and not all(vault.values()):
-            wrong += [f"{name}: give all three VAULT_ variables or none" for name, value in vault.items() if not value]
-        if bool(self.kafka_ssl_cert) != bool(self.kafka_ssl_key):
-            wrong.append("KAFKA_SSL_CERT, KAFKA_SSL_KEY: one needs the other")
+            yield from (
+                f"{name}: give all three VAULT_ variables or none" for name, value in vault.items() if not value
+            )
+        for name, path in environment_cas().items():
+            if wrong := no_certificates(path):
+                yield f"{name}: {path}: {wrong}"
         if self.model is not None and MODEL_URL.fullmatch(self.model) and self.model_sha256 is None:
-            wrong.append("MODEL_SHA256: needed with a URL as MODEL: the digest of the .onnx, or of the .cfg's weights")
-        if self.queue_target and self.queue_target == self.queue_name:
-            wrong.append("QUEUE_TARGET: must differ from QUEUE_NAME, or each result is taken for a new event")
-        if wrong:
-            raise PydanticCustomError("together", "{problems}", {"problems": "\n  ".join(wrong)})
-        return self
+            yield "MODEL_SHA256: needed with a URL as MODEL: the digest of the .onnx, or of the .cfg's weights"
+        yield from self._name_conflicts()
+
+    def _name_conflicts(self) -> Iterator[str]:
+        system = SYSTEMS[self.queue_system]
+        for variable, name in (("QUEUE_NAME", self.queue_name), ("QUEUE_TARGET", self.queue_target)):
+            if name and (wrong := system.wrong_name(name)):
+                yield f"{variable}: {name} {wrong}"
+        if self.queue_target == self.queue_name:
+            yield "QUEUE_TARGET: must differ from QUEUE_NAME, or each result is taken for a new event"
+        elif self.names.dead_letters == self.queue_name:
+            yield (
+                f"QUEUE_NAME, QUEUE_TARGET: dead letters would go to {self.queue_name}, where they are read from; "
+                "read them with another QUEUE_TARGET"
+            )
+
+    _queue: Environment | None = PrivateAttr(default=None)
 
     @property
-    def dead_letter_target(self) -> str:
-        """Topic for events that can't be processed."""
-        return f"{self.queue_target or self.queue_name}.dlq"
+    def system(self) -> System:
+        """The queue system."""
+        return SYSTEMS[self.queue_system]
+
+    @property
+    def queue(self) -> Environment:
+        """The queue system's own settings."""
+        assert self._queue is not None
+        return self._queue
+
+    @property
+    def names(self) -> Names:
+        """The names of the queues."""
+        dead_letters = self.system.dead_letters(self.queue_name, self.queue_target)
+        return Names(self.queue_name, self.queue_target, dead_letters)
 
     @property
     def vault(self) -> VaultAccess | None:
@@ -233,19 +290,31 @@ class Settings(BaseSettings):
             self.vault_api_url, self.vault_access_key.get_secret_value(), self.vault_secret_key.get_secret_value()
         )
 
+    def transport(self) -> Transport:
+        """Return new connections for Vault and its storage."""
+        proxy = self.vault_proxy.get_secret_value()
+        return Transport(ca=self.vault_ssl_ca, proxy=proxy, connections=self.recordings_in_flight)
+
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secret values, for masking them in the log."""
-        values = (getattr(self, name) for name in type(self).model_fields)
-        return tuple(v.get_secret_value() for v in values if isinstance(v, SecretStr) and v.get_secret_value())
+        """See Environment; those of the queue system are among them."""
+        return (*super().secrets, *(self._queue.secrets if self._queue is not None else ()))
 
 
-class _EachAlone(Settings):
-    """Settings that need not belong together."""
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> "_EachAlone":
-        return self
+def wrong_address(url: str) -> str | None:
+    """Return what keeps requests from being sent to an address; None: nothing."""
+    try:
+        parts, parsed = urlsplit(url), parse_url(url)
+        requests.Request("POST", f"{url.rstrip('/')}/ping").prepare()
+        host = parts.hostname or ""
+        host.encode("idna")
+        if parts.username or parts.password or "@" in parts.netloc:
+            return "must not hold a user or password"
+        if parts.scheme in ("http", "https") and host and parts.port != 0 and parsed.host and not set(" ?#") & set(url):
+            return None
+    except (ValueError, HTTPError, requests.RequestException):
+        pass
+    return "must look like http://vault-lb.kerberos-vault/api, without blanks, query or fragment"
 
 
 def load(**overrides: Any) -> Settings:
@@ -260,63 +329,38 @@ def load(**overrides: Any) -> Settings:
 
 
 def examine(**overrides: Any) -> tuple[Settings, list[str]]:
-    """As `load`, but gives the settings whatever they are, with stand-ins for wrong ones.
-
-    Beside them a line for each that is wrong: its name, or names with commas, a colon, and what to do.
-    """
-    try:
-        return Settings(**overrides), []
-    except ValidationError as error:
-        wrong = {str(item["loc"][0]): item for item in error.errors(include_url=False) if item["loc"]}
-        lines = [f"{name.upper()}: {_sentence(item['type'], item['msg'])}" for name, item in wrong.items()]
-        conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
-    fields = Settings.model_fields
-    stand_ins = overrides | {name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong}
-    if wrong:
-        # pydantic looks at conflicts between variables only once each is right: ask again with stand-ins for the wrong.
-        try:
-            Settings(**stand_ins)
-        except ValidationError as error:
-            conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
-    lines += [
-        line
-        for conflict in conflicts
-        for line in conflict.split("\n  ")
-        if not any(name.upper() in line.partition(":")[0] for name in wrong)
-    ]
-    return _EachAlone(**stand_ins), lines
-
-
-def _sentence(kind: str, message: str) -> str:
-    return "missing: set it" if kind == "missing" and message == "Field required" else message[:1].lower() + message[1:]
+    """Return the settings whatever they are, and what is wrong with them: see environment.examine."""
+    loaded, wrong = environment.examine(Settings, **overrides)
+    loaded._queue, more = environment.examine(loaded.system.settings, **overrides)
+    return loaded, wrong + more
 
 
 def variables() -> Iterator[tuple[str, str | None, bool, str]]:
-    """Each variable: name, default as it would be written (None: required), whether it is secret, meaning."""
-    for name, field in Settings.model_fields.items():
-        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        meaning = (field.description or "") + (f" One of {', '.join(choices)}." if choices else "")
-        yield name.upper(), None if field.is_required() else _text(default), field.annotation is SecretStr, meaning
+    """Yield each variable of the worker and of every queue system; see environment.variables."""
+    parts: list[type[Environment]] = [Settings, *(system.settings for system in SYSTEMS.values())]
+    for part in parts:
+        yield from environment.variables(part)
 
 
 def reference() -> str:
-    """docs/variables.md: the variables as a Markdown table."""
+    """Return docs/variables.md."""
     rows = [
         "# The worker's environment variables",
         "",
-        "Written by `make docs` from `worker/vaultml_worker/settings.py`. An empty value counts as absent.",
+        "Written by `make docs` from `worker/vaultml_worker/settings.py` and `queues/`.",
+        "An empty value counts as absent.",
+        "White space, line ends and quotes around addresses, names, numbers and switches are removed.",
+        "Around a password or key they are refused, by name.",
+        "The usual `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are honoured as "
+        "`VAULT_SSL_CA`, `KAFKA_SSL_CA` and `VAULT_PROXY` say.",
         "",
-        "| variable | default | secret | meaning |",
-        "| --- | --- | --- | --- |",
     ]
-    for name, default, secret, meaning in variables():
-        shown = "**required**" if default is None else f"`{default}`" if default else ""
-        rows.append(f"| `{name}` | {shown} | {'yes' if secret else ''} | {meaning} |")
-    return "\n".join(rows) + "\n"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value in (None, ()) else str(value)
+    parts: dict[str, type[Environment]] = {"Every worker": Settings}
+    parts |= {f"`QUEUE_SYSTEM={name}`": each.settings for name, each in SYSTEMS.items()}
+    for title, part in parts.items():
+        rows += [f"## {title}", "", "| variable | default | secret | meaning |", "| --- | --- | --- | --- |"]
+        for name, default, secret, meaning in environment.variables(part):
+            shown = "**required**" if default is None else f"`{default}`" if default else ""
+            rows.append(f"| `{name}` | {shown} | {'yes' if secret else ''} | {meaning} |")
+        rows.append("")
+    return "\n".join(rows[:-1]) + "\n"

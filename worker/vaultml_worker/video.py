@@ -16,8 +16,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.letterbox import Letterbox
-from vaultml_worker.records import Cause, Frame, PermanentFailure, Sample
+from vaultml_worker.records import Frame, Sample
 
 Picture = NDArray[np.uint8]
 _Packet: TypeAlias = "av.Packet[VideoStream]"
@@ -40,7 +41,7 @@ def sample(data: bytes, count: int, network: tuple[int, int], limits: Limits) ->
 
     Frame i is the one nearest to (i + ½)·duration/count; where keyframes are at least as dense as that, the nearest
     keyframe stands in for it, and only keyframes are decoded. Fewer frames come back when the recording has fewer.
-    Raises PermanentFailure that names what is wrong with the file.
+    Raises Failure that names what is wrong with the file.
     """
     with _open(data, limits) as source:
         return source.take(source.spread(count), count, network)
@@ -67,7 +68,7 @@ class _Still:
     def __init__(self, data: bytes) -> None:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # honours the EXIF orientation
         if picture is None:
-            raise PermanentFailure(Cause.NO_FRAMES, "the picture is cut off or damaged")
+            raise Failure(Cause.NO_FRAMES, "the picture is cut off or damaged")
         self._picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
     def spread(self, _count: int) -> Sequence[int]:
@@ -95,7 +96,7 @@ class _Video:
         shown = [packet for packet in self._packets if not packet.is_discard] or self._packets
         self.times = sorted({_pts(packet) for packet in shown})
         if not self.times:
-            raise PermanentFailure(Cause.NO_FRAMES, "the video stream has no frames")
+            raise Failure(Cause.NO_FRAMES, "the video stream has no frames")
         last = max(_pts(packet) + (packet.duration or 0) for packet in shown)
         if last == self.times[-1] and len(self.times) > 1:  # the container tells no durations: take a typical one
             last += round((self.times[-1] - self.times[0]) / (len(self.times) - 1))
@@ -118,7 +119,7 @@ class _Video:
             fitting = picture if picture.shape[1::-1] == size else np.asarray(cv2.resize(picture, size), np.uint8)
             frames.append(Frame(Letterbox(*size, *network).apply(fitting), time))
         if not frames:
-            raise PermanentFailure(Cause.NO_FRAMES, "none of the frames can be decoded")
+            raise Failure(Cause.NO_FRAMES, "none of the frames can be decoded")
         return Sample(
             tuple(frames),
             asked,
@@ -144,9 +145,7 @@ class _Video:
                     packet.pts = len(packets) if packet.dts is None else packet.dts
                 packets.append(packet)
                 if len(packets) > self._limits.frames:
-                    raise PermanentFailure(
-                        Cause.TOO_LARGE, f"more frames than RECORDING_MAX_FRAMES ({self._limits.frames})"
-                    )
+                    raise Failure(Cause.TOO_LARGE, f"more frames than RECORDING_MAX_FRAMES ({self._limits.frames})")
         except av.FFmpegError:
             self._corrupt = True
         return packets
@@ -253,9 +252,9 @@ def _pts(packet: _Packet) -> int:
 @contextmanager
 def _open(data: bytes, limits: Limits) -> Iterator[_Video | _Still]:
     if not data:
-        raise PermanentFailure(Cause.EMPTY, "the recording has no bytes")
+        raise Failure(Cause.EMPTY, "the recording has no bytes")
     if data.startswith(b"Salted__"):
-        raise PermanentFailure(Cause.ENCRYPTED, "the recording is encrypted, which this version can't read yet")
+        raise Failure(Cause.ENCRYPTED, "the recording is encrypted, which this version can't read yet")
     bounds = {"threads": "1"}
     if not data.startswith(_STILLS):  # with the bound, FFmpeg would not even tell the size of a picture
         bounds["max_pixels"] = str(limits.pixels)
@@ -267,10 +266,10 @@ def _open(data: bytes, limits: Limits) -> Iterator[_Video | _Still]:
             container_options={**bounds, "format_whitelist": _FORMATS, "protocol_whitelist": ""},
         )
     except (av.FFmpegError, ValueError, OSError):
-        raise PermanentFailure(Cause.NOT_A_VIDEO, _why_unreadable(data)) from None
+        raise Failure(Cause.NOT_A_VIDEO, _why_unreadable(data)) from None
     with container:
         if not container.streams.video:
-            raise PermanentFailure(Cause.NO_VIDEO_STREAM, "the file has no video stream")
+            raise Failure(Cause.NO_VIDEO_STREAM, "the file has no video stream")
         stream = container.streams.video[0]
         context = stream.codec_context
         if context.width * context.height > limits.pixels:
@@ -284,10 +283,8 @@ def _open(data: bytes, limits: Limits) -> Iterator[_Video | _Still]:
         yield _Video(container, stream, data, limits)
 
 
-def _too_many_pixels(width: int, height: int, limits: Limits) -> PermanentFailure:
-    return PermanentFailure(
-        Cause.TOO_MANY_PIXELS, f"frames of {width} x {height} exceed RECORDING_MAX_PIXELS ({limits.pixels})"
-    )
+def _too_many_pixels(width: int, height: int, limits: Limits) -> Failure:
+    return Failure(Cause.TOO_MANY_PIXELS, f"frames of {width} x {height} exceed RECORDING_MAX_PIXELS ({limits.pixels})")
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -20,7 +20,7 @@ from vaultml_operator.api.base import (
 )
 from vaultml_operator.api.model import Detection, NeuralNetwork
 from vaultml_operator.api.pipeline import ROOT_RULES, InvalidResource, Pipeline, Spec, is_paused, is_set
-from vaultml_operator.api.queue import CertificateAuthority, Kafka, Queue, Vault
+from vaultml_operator.api.queue import CertificateAuthority, Kafka, OAuth, Queue, Vault
 from vaultml_operator.api.status import AutoscalingStatus, Status
 from vaultml_operator.api.worker import ENV_OF_SPEC, Worker
 
@@ -45,6 +45,7 @@ __all__ = [
     "Kafka",
     "Model",
     "NeuralNetwork",
+    "OAuth",
     "Pipeline",
     "Queue",
     "Rule",

@@ -8,7 +8,7 @@ from vaultml_operator.api.base import SET_LIST, KeyRef, Model, Rule, SecretRef, 
 
 
 class CertificateAuthority(Model):
-    """Where the brokers' certificate authority is found."""
+    """Where a certificate authority is found: a PEM file as a key of a Secret or ConfigMap."""
 
     rules = (
         Rule(
@@ -22,14 +22,49 @@ class CertificateAuthority(Model):
     config_map_key_ref: KeyRef | None = Field(default=None, description="Key of a ConfigMap.")
 
 
+class OAuth(Model):
+    """Login with a token of an OpenID Connect provider (grant client_credentials), for mechanism OAUTHBEARER."""
+
+    rules = (
+        Rule(
+            "self.tokenUrl.matches('^https?://[^/@?#]+(/[^@#]*)?$') && isURL(self.tokenUrl)",
+            "tokenUrl must look like https://idp.example/realms/kafka/protocol/openid-connect/token",
+        ),
+    )
+    token_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
+        description="The provider's token endpoint."
+    )
+    scope: Annotated[str, Field(max_length=1024)] = Field(default="", description="Scope to ask for.")
+    extensions: Annotated[str, Field(max_length=1024)] = Field(
+        default="",
+        description="SASL extensions, key=value, comma-separated (Confluent Cloud: logicalCluster=…, "
+        "identityPoolId=…).",
+    )
+    ca: CertificateAuthority | None = Field(
+        default=None, description="Authority that signed the token endpoint's certificate. Absent: the image's own."
+    )
+
+
 class Kafka(Model):
     """How to reach and enter the Kafka cluster."""
 
     rules = (
         Rule(
-            "!self.security.startsWith('SASL') || has(self.credentialsSecretRef)",
+            "!self.security.startsWith('SASL') || has(self.credentialsSecretRef) || self.mechanism == 'AWS_MSK_IAM'",
             "security SASL_PLAINTEXT and SASL_SSL need credentialsSecretRef: name a Secret with the keys username and "
-            "password (or a Strimzi user's Secret)",
+            "password (or a Strimzi user's Secret), or, for mechanism OAUTHBEARER, clientId and clientSecret",
+        ),
+        Rule(
+            "(self.mechanism == 'OAUTHBEARER') == has(self.oauth)",
+            "mechanism OAUTHBEARER and the block oauth belong together: give both or none",
+        ),
+        Rule(
+            "(self.mechanism != 'OAUTHBEARER' && self.mechanism != 'AWS_MSK_IAM') || self.security.startsWith('SASL')",
+            "mechanisms OAUTHBEARER and AWS_MSK_IAM need security SASL_SSL (or SASL_PLAINTEXT)",
+        ),
+        Rule(
+            "(self.mechanism == 'AWS_MSK_IAM') == has(self.awsRegion)",
+            "mechanism AWS_MSK_IAM and awsRegion belong together: give both or none",
         ),
         Rule(
             "self.security != 'PLAINTEXT' || !has(self.credentialsSecretRef)",
@@ -63,8 +98,16 @@ class Kafka(Model):
     security: Literal["PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL"] = Field(
         default="PLAINTEXT", description="How to talk to the brokers."
     )
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="PLAIN", description="SASL mechanism; used with SASL only."
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = Field(
+        default="PLAIN",
+        description="SASL mechanism; used with SASL only. AWS_MSK_IAM takes the AWS credentials of the pods (a "
+        "service account's web identity, say) and needs AWS's signer in the images of operator and worker.",
+    )
+    oauth: OAuth | None = Field(
+        default=None, description="The OpenID Connect provider; the Secret holds clientId and clientSecret."
+    )
+    aws_region: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="The cluster's region, for mechanism AWS_MSK_IAM."
     )
     username: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None,
@@ -110,8 +153,8 @@ class Queue(Model):
             "nothing",
         ),
         Rule(
-            "!self.name.startsWith('kcloud-')",
-            "a Hub queue (kcloud-…) is not supported by this version yet: name a queue of your own Vault",
+            "!self.name.matches('^kcloud-(classify|analysis)-queue([.]fifo)?$')",
+            "the queues of Hub's classifier are not supported by this version yet: name a queue of your own Vault",
         ),
     )
     system: Literal["KAFKA"] = Field(
@@ -144,6 +187,10 @@ class Vault(Model):
         description="Vault's address, with /api for newer Vaults."
     )
     credentials_secret_ref: SecretRef = Field(description="Secret with the keys accessKey and secretKey.")
+    ca: CertificateAuthority | None = Field(
+        default=None,
+        description="Authority that signed the certificate of Vault or its storage, trusted besides the image's own.",
+    )
     download: Literal["blob", "signed-url"] = Field(
         default="blob", description="blob: through Vault. signed-url: straight from its storage provider."
     )

@@ -1,40 +1,18 @@
 """Pure: what nodes offer of GPUs, what pods hold of them, and where a pod may land."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, NamedTuple
 
+from vaultml_common.quantity import quantity
 from vaultml_operator.manifests import PIPELINE
 
 Key = tuple[str, str]
 """A pipeline: its namespace and name."""
 Units = tuple[tuple[str, int], ...]
 """Extended resources and how many of each, sorted by name."""
-
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d+)|([KMGTPE]i|[numkMGTPE]))?")
-_SUFFIXES = {
-    **{
-        suffix: Fraction(10) ** power
-        for suffix, power in zip("numkMGTPE", (-9, -6, -3, 3, 6, 9, 12, 15, 18), strict=True)
-    },
-    **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
-}
-
-
-def quantity(value: str | float) -> int:
-    """A Kubernetes quantity ("4", "1k", "2e3", "1Ki") as a whole number, rounded down.
-
-    ValueError when it is none.
-    """
-    if (found := _QUANTITY.fullmatch(str(value).strip())) is None:
-        raise ValueError(f"{value!r} is no Kubernetes quantity")
-    number, exponent, suffix = found.groups()
-    exact = Fraction(number) * (Fraction(10) ** int(exponent) if exponent else _SUFFIXES.get(suffix, Fraction(1)))
-    return exact.numerator // exact.denominator
 
 
 def noun(resource: str, number: int = 2) -> str:

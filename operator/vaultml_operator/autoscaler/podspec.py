@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from vaultml_operator.autoscaler.gpus import quantity
+from vaultml_common.quantity import quantity
 
 
 class _Part(BaseModel):

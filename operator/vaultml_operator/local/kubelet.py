@@ -210,7 +210,9 @@ class Kubelet:
         since, began = self._logs.size(mine.name), moment()
         log = self._logs.open(mine.name)
         try:
-            mine.container = await Container.start(place, {"HTTP_PORT": str(mine.address.port)}, log)
+            mine.container = await Container.start(
+                place, {"HTTP_HOST": mine.address.host, "HTTP_PORT": str(mine.address.port)}, log
+            )
         finally:
             os.close(log)
         mine.started = mine.ready = False

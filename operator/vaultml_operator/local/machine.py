@@ -1,14 +1,13 @@
 """This machine as a node: its GPUs, and how many workers without one its cores and memory carry."""
 
 import math
-import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from vaultml_common.machine import cpus, free_memory
 from vaultml_operator import api
 from vaultml_operator.local import gpus
 from vaultml_operator.local.documents import SLOT
@@ -16,8 +15,6 @@ from vaultml_operator.local.gpus import Device
 from vaultml_operator.local.rules import nano
 from vaultml_operator.manifests import Manifest
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 _MOST_SLOTS = 1000
 
 
@@ -35,7 +32,7 @@ class Hardware:
 def look() -> Hardware:
     """What this process may use, right now."""
     devices, trouble = gpus.find()
-    return Hardware(cores=_cores(), memory=_memory(), devices=devices, trouble=trouble)
+    return Hardware(cores=cpus(), memory=free_memory(), devices=devices, trouble=trouble)
 
 
 def slots(requests: Mapping[str, str], hardware: Hardware) -> int:
@@ -119,22 +116,3 @@ class Devices:
         """The pod is gone."""
         self._held.pop(uid, None)
         self._slots.pop(uid, None)
-
-
-def _cores() -> int:
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return max(1, min(allowed, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return allowed  # no limit
-
-
-def _memory() -> int:
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
-    free = int(found[1]) * 1024 if found is not None else 0
-    try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):
-        return free  # no limit
-    return max(0, min(free, limit - used))

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import cel
 
+from vaultml_common.quantity import quantity
 from vaultml_operator import crd
-from vaultml_operator.autoscaler.gpus import quantity
 
 Schema = Mapping[str, Any]
 

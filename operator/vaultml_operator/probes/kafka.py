@@ -12,6 +12,8 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from vaultml_common import msk
+from vaultml_common.kafka import Login, Trouble, client_settings, trouble
 from vaultml_operator.probes.outcome import Outcome
 
 _POLL_S = 0.05
@@ -22,8 +24,8 @@ A broker that is silent for so long may be one that can't describe topics.
 _CLOSED_TWICE = 2
 _SHOWN = 3
 """Most addresses, or topics, that a message names."""
-_MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION)
-_FORBIDDEN = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+_MISSING = (Trouble.TOPIC_MISSING,)
+_FORBIDDEN = (Trouble.TOPIC_FORBIDDEN, Trouble.CLUSTER_FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +34,26 @@ class Connection:
 
     brokers: tuple[str, ...]
     security: str = "PLAINTEXT"
-    mechanism: str = "PLAIN"
-    username: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
+    login: Login = field(default_factory=Login)
     ca: str = field(default="", repr=False)
     certificate: str = field(default="", repr=False)
     key: str = field(default="", repr=False)
 
     @property
     def tls(self) -> bool:
-        """Whether it is encrypted."""
+        """True if it is encrypted."""
         return self.security.endswith("SSL")
 
     @property
     def sasl(self) -> bool:
-        """Whether it logs in."""
+        """True if it logs in."""
         return self.security.startswith("SASL")
 
     def settings(self) -> dict[str, Any]:
-        """The settings of librdkafka."""
-        settings: dict[str, Any] = {
-            "bootstrap.servers": ",".join(self.brokers),
-            "security.protocol": self.security,
-            "client.id": "vaultml-operator",
-            "allow.auto.create.topics": False,
-        }
-        if self.sasl:
-            login = {"mechanism": self.mechanism, "username": self.username, "password": self.password}
-            settings |= {f"sasl.{name}": value for name, value in login.items()}
-        if self.tls:
-            parts = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
-            settings |= {f"ssl.{name}.pem": value for name, value in parts.items() if value}
-        return settings
+        """Return the settings of librdkafka."""
+        tls = {"ca.pem": self.ca, "certificate.pem": self.certificate, "key.pem": self.key}
+        settings = client_settings(self.brokers, self.security, "vaultml-operator", self.login, tls)
+        return settings | {"allow.auto.create.topics": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +99,7 @@ def look(
     """
     if wrong := _unusable(connection):
         return Answer(wrong)
-    trouble = _Trouble(connection)
+    trouble = _Heard(connection)
     # librdkafka's log belongs to nobody but us: what is said there about a closed connection comes by no other way.
     log = logging.Logger("probe", logging.INFO)  # noqa: LOG001 - not in the process-wide registry
     log.addHandler(trouble)
@@ -127,7 +117,7 @@ def look(
 
 
 def _ask(
-    client: AdminClient, topics: frozenset[str], trouble: "_Trouble", timeout: float, stop: threading.Event
+    client: AdminClient, topics: frozenset[str], trouble: "_Heard", timeout: float, stop: threading.Event
 ) -> Answer:
     started = time.monotonic()
     # Asks for these topics only; never creates one, whatever the broker's settings. Without topics the cluster is asked
@@ -165,15 +155,15 @@ def _error(future: "Future[Any]") -> KafkaError | None:
     return error.args[0] if isinstance(error, KafkaException) else None
 
 
-def _answer(errors: dict[str, KafkaError | None], trouble: "_Trouble") -> Answer:
-    missing = frozenset(name for name, error in errors.items() if error is not None and error.code() in _MISSING)
-    forbidden = frozenset(name for name, error in errors.items() if error is not None and error.code() in _FORBIDDEN)
-    if any(error is not None and error.code() not in (*_MISSING, *_FORBIDDEN) for error in errors.values()):
-        return Answer(trouble.unreachable())
+def _answer(errors: dict[str, KafkaError | None], seen: "_Heard") -> Answer:
+    missing = frozenset(name for name, error in errors.items() if error is not None and trouble(error) in _MISSING)
+    forbidden = frozenset(name for name, error in errors.items() if error is not None and trouble(error) in _FORBIDDEN)
+    if any(error is not None and trouble(error) not in (*_MISSING, *_FORBIDDEN) for error in errors.values()):
+        return Answer(seen.unreachable())
     return Answer(None, missing, forbidden)
 
 
-class _Trouble(logging.Handler):
+class _Heard(logging.Handler):
     """Collects what librdkafka says of each address, and decides what it means.
 
     Its texts are looked at and never passed on: what a broker says is not ours to publish.
@@ -200,7 +190,7 @@ class _Trouble(logging.Handler):
             self._all_down = True
             return
         address = self._address(text)
-        if code in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+        if trouble(error) is Trouble.LOGIN_REFUSED:
             self._firm = _login_failed(text, address, self._connection)
         elif code == KafkaError._SSL or "SSL handshake failed" in text:
             self._firm = _tls_failed(text, address)
@@ -287,17 +277,24 @@ def _login_failed(text: str, address: str, connection: Connection) -> Outcome:
         if mechanisms := offered.group(1).strip():
             return Outcome(
                 "AuthenticationFailed",
-                f"the broker {address} does not offer {connection.mechanism}: set mechanism to one of {mechanisms}",
+                f"the broker {address} does not offer {connection.login.mechanism}: "
+                f"set mechanism to one of {mechanisms}",
             )
         other = "SSL" if connection.tls else "PLAINTEXT"
         return Outcome(
             "AuthenticationFailed",
             f"the broker {address} takes no login: set security to {other}, or give the port of its SASL listener",
         )
+    if connection.login.oauth is not None:
+        return Outcome(
+            "AuthenticationFailed",
+            f"the login at {address} failed: check that {connection.login.oauth.token_url} is "
+            "reached and takes clientId and clientSecret of the credentials Secret, and that the broker trusts it",
+        )
     return Outcome(
         "AuthenticationFailed",
         f"the broker {address} refuses the login: check username and password in the credentials Secret, "
-        f"and that the user exists for {connection.mechanism}",
+        f"and that the user exists for {connection.login.mechanism}",
     )
 
 
@@ -320,14 +317,20 @@ def _unusable(connection: Connection) -> Outcome | None:
     """What librdkafka would take without a word, or only warn of."""
     if not any(broker.strip() for broker in connection.brokers):
         return Outcome("BrokerUnreachable", "queue.kafka.brokers names no broker: give host:port")
-    if connection.sasl and not (connection.username and connection.password):
-        return Outcome(
-            "AuthenticationFailed",
-            f"{connection.security} needs a login: give username and password in the credentials Secret",
-        )
+    if connection.sasl and (wrong := _unusable_login(connection.login)):
+        return Outcome("AuthenticationFailed", f"{connection.security} needs a login: {wrong}")
     if connection.tls and bool(connection.certificate) != bool(connection.key):
         return Outcome("TlsFailed", "of tls.crt and tls.key one is missing in the credentials Secret: give both")
     return None
+
+
+def _unusable_login(login: Login) -> str | None:
+    if login.mechanism == msk.MECHANISM:
+        return msk.missing(login.region)
+    if login.mechanism == "OAUTHBEARER":
+        complete = login.oauth is not None and login.oauth.client_id and login.oauth.client_secret
+        return None if complete else "give clientId and clientSecret in the credentials Secret, and the block oauth"
+    return None if login.username and login.password else "give username and password in the credentials Secret"
 
 
 def _refused_settings(text: str, connection: Connection) -> Outcome:
@@ -340,7 +343,7 @@ def _refused_settings(text: str, connection: Connection) -> Outcome:
     if "sasl" in text.lower():
         return Outcome(
             "AuthenticationFailed",
-            f"the Kafka client can't use mechanism {connection.mechanism} with these credentials: "
+            f"the Kafka client can't use mechanism {connection.login.mechanism} with these credentials: "
             "set PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, with username and password",
         )
     return Outcome("BrokerUnreachable", "the Kafka client refuses the settings: check brokers, security and mechanism")

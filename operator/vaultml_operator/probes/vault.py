@@ -6,22 +6,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from vaultml_common.vault import ACCESS_KEY, PEEK, SECRET_KEY, Ping, judge_ping, shown, unusable
 from vaultml_operator.probes.outcome import Outcome
-
-ACCESS_KEY = "X-Kerberos-Storage-AccessKey"
-SECRET_KEY = "X-Kerberos-Storage-SecretAccessKey"  # noqa: S105 - a header's name
-
-_LOOKED_AT = 512
-"""Bytes of a body that are enough to know a web page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Vault's address, with `/api` for newer Vaults, and an account's keys."""
+    """Vault's address, with `/api` for newer Vaults, an account's keys, and a PEM file with an authority to trust."""
 
     url: str
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
+    ca: str = field(default="", repr=False)
 
 
 async def check(access: Access, timeout: float = 5.0) -> Outcome:
@@ -29,16 +25,19 @@ async def check(access: Access, timeout: float = 5.0) -> Outcome:
 
     Follows no redirect, which could carry the keys elsewhere; repeats nothing of an answer: Vault's errors echo them.
     """
-    shown = _shown(access.url)
-    if not shown:
+    where = shown(access.url)
+    if not where:
         return Outcome("VaultUnreachable", "vault.apiUrl is no address: write it like http://vault.kerberos-vault/api")
-    keys = access.access_key, access.secret_key
-    if not all(keys) or any(not key.isascii() or not key.isprintable() or key != key.strip() for key in keys):
-        return Outcome(
-            "CredentialsRefused",
-            "the Vault credentials are empty, or hold a line break, an outer blank or a non-ASCII character: "
-            "write the Secret anew, without a newline at the end",
-        )
+    for name, key in (("accessKey", access.access_key), ("secretKey", access.secret_key)):
+        if (wrong := unusable(key)) is not None:
+            return Outcome("CredentialsRefused", f"the key {name} of the Vault credentials {wrong}")
+    try:
+        trusted = ssl.create_default_context()
+        if access.ca:
+            trusted.load_verify_locations(cadata=access.ca)
+    except (ssl.SSLError, ValueError):
+        return Outcome("VaultUnreachable", "vault.ca holds no certificate in PEM format: give a PEM file")
+    # aiohttp decodes headers as UTF-8; Vault reads them so.
     try:
         # No .netrc, and no proxy that would see the keys.
         async with (
@@ -47,41 +46,41 @@ async def check(access: Access, timeout: float = 5.0) -> Outcome:
                 f"{access.url.rstrip('/')}/ping",
                 headers={ACCESS_KEY: access.access_key, SECRET_KEY: access.secret_key},
                 allow_redirects=False,
+                ssl=trusted,
             ) as response,
         ):
-            page = response.status == 200 and _is_page(await response.content.read(_LOOKED_AT))
-            return _outcome(response.status, shown, page=page)
+            return _outcome(judge_ping(response.status, await response.content.read(PEEK)), response.status, where)
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
-        return Outcome("VaultUnreachable", f"Vault at {shown} can't be reached: {_cause(error)}")
+        return Outcome("VaultUnreachable", f"Vault at {where} can't be reached: {_cause(error)}")
 
 
-def _outcome(status: int, shown: str, *, page: bool) -> Outcome:
-    if status in (401, 403):
-        return Outcome(
-            "CredentialsRefused",
-            f"Vault at {shown} refuses the keys ({status}): check the access key and secret key in the Secret",
-        )
-    if status >= 500 or status in (408, 425, 429):
-        return Outcome("VaultFailing", f"Vault at {shown} answers {status}: look at its log and its storage")
-    if 300 <= status < 400:
-        return Outcome(
-            "NotAVault", f"{shown} answers with a redirect ({status}): set vault.apiUrl to the address it leads to"
-        )
-    if status == 200 and not page:
-        return Outcome("Reachable", "Vault answers, and takes the credentials")
-    said = "with a web page" if page else f"{status}"
-    hint = "" if urlsplit(shown).path.rstrip("/").endswith("/api") else "; newer Vaults need /api at the end"
-    return Outcome("NotAVault", f"{shown} is not a Vault's API, it answers {said}: correct vault.apiUrl{hint}")
-
-
-def _is_page(start: bytes) -> bool:
-    return start.lstrip()[:1] == b"<"
+def _outcome(ping: Ping, status: int, where: str) -> Outcome:
+    match ping:
+        case Ping.OK:
+            return Outcome("Reachable", "Vault answers, and takes the credentials")
+        case Ping.KEYS_REFUSED:
+            return Outcome(
+                "CredentialsRefused",
+                f"Vault at {where} refuses the keys ({status}): check the access key and secret key in the Secret",
+            )
+        case Ping.FAILING:
+            return Outcome("VaultFailing", f"Vault at {where} answers {status}: look at its log and its storage")
+        case Ping.REDIRECT:
+            return Outcome(
+                "NotAVault", f"{where} answers with a redirect ({status}): set vault.apiUrl to the address it leads to"
+            )
+    said = "with a web page" if status == 200 else f"{status}"
+    hint = "" if urlsplit(where).path.rstrip("/").endswith("/api") else "; newer Vaults need /api at the end"
+    return Outcome("NotAVault", f"{where} is not a Vault's API, it answers {said}: correct vault.apiUrl{hint}")
 
 
 def _cause(error: Exception) -> str:
     """By the exception's kind alone: its text may hold more than may be published."""
     kinds: tuple[tuple[type[BaseException], str], ...] = (
-        (aiohttp.ClientConnectorCertificateError, "its certificate is not trusted"),
+        (
+            aiohttp.ClientConnectorCertificateError,
+            "its certificate is not trusted: give the authority that signed it in vault.ca",
+        ),
         (ssl.SSLError, "no TLS connection; is it http:// rather than https://?"),
         (aiohttp.ClientSSLError, "no TLS connection; is it http:// rather than https://?"),
         (aiohttp.ClientConnectorDNSError, "no such name; check vault.apiUrl"),
@@ -91,16 +90,3 @@ def _cause(error: Exception) -> str:
         (aiohttp.InvalidURL, "vault.apiUrl is no address"),
     )
     return next((cause for kind, cause in kinds if isinstance(error, kind)), "its answer can't be understood")
-
-
-def _shown(url: str) -> str:
-    """The address without user, password, query; empty when it is none."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return ""
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return ""
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}{parts.path}"

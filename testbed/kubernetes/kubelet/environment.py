@@ -66,7 +66,8 @@ async def environment(
 
     Raises MissingReferenceError when a Secret, ConfigMap or key isn't there.
     """
-    found: dict[str, str] = {}
+    # All pods share this machine's network: each must listen on its own address, not on all of them.
+    found: dict[str, str] = {"HTTP_HOST": field(pod, "status.podIP")}
     for source in container.get("envFrom", []):
         kind = "Secret" if "secretRef" in source else "ConfigMap"
         reference = source.get("secretRef") or source["configMapRef"]

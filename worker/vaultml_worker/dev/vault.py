@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 from flask import Blueprint, Flask, Response, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from vaultml_worker.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
+from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
 
 DIRECTORY = "X-Kerberos-Storage-Directory"
 DEVICE = "X-Kerberos-Storage-Device"
@@ -160,7 +160,7 @@ class VaultServer:
     def __init__(self, app: Flask, host: str = "127.0.0.1", port: int = 0) -> None:
         self._server: BaseWSGIServer = make_server(host, port, app, threaded=True, request_handler=_Silent)
         self.url = f"http://{host}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="vault", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="vault", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -2,11 +2,11 @@
 
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaultml_common.machine import cpus
 from vaultml_worker.records import InvalidInput, Model
 from vaultml_worker.yolo import Candidates
 
@@ -58,20 +58,3 @@ class OnnxEngine:
 def version() -> str:
     """The version of onnxruntime."""
     return str(onnxruntime.__version__)
-
-
-def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many CPUs this process may use: its affinity, bounded by the container's CPU limit (cgroup v2, then v1)."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = (
-                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
-            )
-        except OSError:
-            return allowed
-    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
-        return allowed  # "max", or -1 in v1: no limit
-    return max(1, min(allowed, -(-int(quota) // int(period))))

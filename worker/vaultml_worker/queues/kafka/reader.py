@@ -6,7 +6,15 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from vaultml_worker.queues.kafka.settings import KafkaSettings
 from vaultml_worker.records import InvalidInput
+
+
+def follow_results(
+    topic: str, settings: KafkaSettings, stop: threading.Event, to_the_end: bool
+) -> Iterator[bytes | None]:
+    """See System."""
+    return follow(settings.client(), topic, stop, to_the_end=to_the_end)
 
 
 def follow(

@@ -1,0 +1,128 @@
+"""Whether a worker could work on Kafka: reach it, log in, find its topics, and do there what it must."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+# Also in confluent_kafka.admin, but not for type checkers.
+from confluent_kafka.admin._acl import AclOperation
+
+from vaultml_common.kafka import Trouble, trouble
+from vaultml_worker.queues.base import Names
+from vaultml_worker.queues.kafka.advice import REFUSED, advice
+from vaultml_worker.queues.kafka.settings import KafkaSettings
+from vaultml_worker.records import Finding, State
+
+_SECONDS = 6.0
+"""A broker that was not reached is tried again for so long."""
+_FIRM = (Trouble.LOGIN_REFUSED, Trouble.TLS_FAILED)
+"""A retry would give the same."""
+
+
+def check(names: Names, settings: KafkaSettings) -> list[Finding]:
+    """See System. Takes at most three times `_SECONDS`; joins no group, commits nothing, creates no topic."""
+    heard: list[KafkaError] = []
+    client = settings.client() | {"error_cb": heard.append}
+    try:
+        consumer = Consumer(client | {"group.id": settings.kafka_group})
+    except KafkaException as error:
+        return [
+            Finding("broker", State.WRONG, f"{REFUSED}: {error.args[0].str()}", "correct or unset the one it names")
+        ]
+    try:
+        return list(_look(consumer, names, settings, heard))
+    finally:
+        consumer.close()
+
+
+def _look(consumer: Consumer, names: Names, settings: KafkaSettings, heard: list[KafkaError]) -> Iterator[Finding]:
+    brokers = ", ".join(settings.kafka_broker)
+    found = _reach(consumer, names.source, heard)
+    if isinstance(found, KafkaError):
+        yield _wrong("broker", brokers, found)
+        return
+    yield Finding("broker", State.OK, f"{brokers}: answers, {_counted(len(found.brokers), 'broker')}")
+    rights = _Rights(settings)
+    queue = _topic("queue", found, names.source)
+    yield rights.checked(queue, names.source, AclOperation.READ)
+    if not names.target:
+        yield Finding("results", State.WARNING, "reach only the log and the metrics", "set QUEUE_TARGET to their topic")
+    else:
+        try:
+            target = _topic("results", consumer.list_topics(names.target, _SECONDS / 2), names.target)
+            yield rights.checked(target, names.target, AclOperation.WRITE)
+        except KafkaException as error:
+            yield _wrong("results", names.target, error.args[0])
+    if queue.state is State.OK:
+        partitions = sorted(found.topics[names.source].partitions)
+        yield _group(consumer, settings, [TopicPartition(names.source, number) for number in partitions])
+
+
+class _Rights:
+    """What the user may do, as the broker tells; without an authorizer that is everything."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._admin = AdminClient(settings.client() | {"error_cb": lambda _error: None})
+
+    def checked(self, finding: Finding, topic: str, needed: AclOperation) -> Finding:
+        """Return the finding on a topic, or one that names the right that is missing there."""
+        if finding.state is not State.OK:
+            return finding
+        asked: dict[str, Future[Any]] = self._admin.describe_topics(
+            TopicCollection([topic]), include_authorized_operations=True, request_timeout=_SECONDS / 2
+        )
+        try:
+            allowed = asked[topic].result(_SECONDS).authorized_operations
+        except (KafkaException, TimeoutError):
+            return finding  # a broker that does not tell, as the embedded one
+        if not allowed or needed in allowed or AclOperation.ALL in allowed:
+            return finding
+        found = f"topic {topic}: the user lacks the right {needed.name.capitalize()}"
+        return Finding(finding.name, State.WRONG, found, f"grant {needed.name.capitalize()} on {topic}")
+
+
+def _reach(consumer: Consumer, topic: str, heard: list[KafkaError]) -> Any:
+    """The cluster's metadata with the topic's, or the KafkaError that tells most."""
+    end = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return consumer.list_topics(topic, timeout=1)
+        except KafkaException as error:
+            consumer.poll(0)  # serves error_cb
+            firm = [one for one in heard if trouble(one) in _FIRM]
+            if firm or time.monotonic() > end:
+                telling = [one for one in heard if one.code() != KafkaError._ALL_BROKERS_DOWN]
+                return [*firm, *telling, error.args[0]][0]
+
+
+def _topic(name: str, cluster: Any, topic: str) -> Finding:
+    found = cluster.topics[topic]
+    if found.error is not None:
+        return _wrong(name, topic, found.error)
+    return Finding(name, State.OK, f"topic {topic}, {_counted(len(found.partitions), 'partition')}")
+
+
+def _group(consumer: Consumer, settings: KafkaSettings, places: list[TopicPartition]) -> Finding:
+    try:
+        committed = consumer.committed(places, timeout=_SECONDS / 2)
+    except KafkaException as error:
+        return _wrong("group", settings.kafka_group, error.args[0])
+    for place in committed:
+        if place.error is not None:
+            return _wrong("group", settings.kafka_group, place.error)
+    begun = sum(place.offset >= 0 for place in committed)
+    found = f"{settings.kafka_group}: may be read, has commits in {begun} of {len(places)} partitions"
+    return Finding("group", State.OK, found)
+
+
+def _wrong(name: str, what: str, error: KafkaError) -> Finding:
+    meaning, todo = advice(error) or ("an error", "check KAFKA_BROKER and KAFKA_SECURITY, and the brokers' log")
+    return Finding(name, State.WRONG, f"{what}: {meaning} [{error.name()}: {error.str()}]", todo)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
