@@ -15,6 +15,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from vaultml_worker import video
+from vaultml_worker.media.colour import Picture
 
 _STATIC = (190, 190, 190)
 _MOVING = (
@@ -92,7 +93,7 @@ def contact_sheet(pictures: Sequence[Path], target: Path, *, columns: int = 2, w
     cv2.imwrite(str(target), np.vstack(rows))
 
 
-def _upto(frames: Iterator[tuple[float, video.Picture]], time: float) -> Iterator[tuple[float, video.Picture]]:
+def _upto(frames: Iterator[tuple[float, Picture]], time: float) -> Iterator[tuple[float, Picture]]:
     for item in frames:
         yield item
         if item[0] >= time:
@@ -119,7 +120,7 @@ def _trails(vaultml: Mapping[str, Any]) -> tuple[list[_Trail], float]:
     return trails, min(_LINGER_MS, spacing / 2)
 
 
-def _stream(container: av.container.OutputContainer, picture: video.Picture) -> VideoStream:
+def _stream(container: av.container.OutputContainer, picture: Picture) -> VideoStream:
     stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23"})
     height, width = picture.shape[:2]
     # 4:2:0 wants even sides: the last odd row or column is cut off, or a lone one doubled.
@@ -129,7 +130,7 @@ def _stream(container: av.container.OutputContainer, picture: video.Picture) -> 
     return stream
 
 
-def _draw(picture: video.Picture, trails: Sequence[_Trail], time: float, linger: float) -> None:
+def _draw(picture: Picture, trails: Sequence[_Trail], time: float, linger: float) -> None:
     """Static objects thin and grey, moving ones thick and coloured with their way so far."""
     scale = max(0.4, picture.shape[1] / 1600)
     for trail in sorted(trails, key=lambda item: not item.static):
@@ -150,7 +151,7 @@ def _centre(box: tuple[float, ...]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def _label(picture: video.Picture, trail: _Trail, corner: tuple[int, int], scale: float) -> None:
+def _label(picture: Picture, trail: _Trail, corner: tuple[int, int], scale: float) -> None:
     font, size, stroke = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, scale * 0.9), max(1, math.floor(scale * 1.5))
     (width, height), base = cv2.getTextSize(trail.name, font, size, stroke)
     x, y = max(0, min(corner[0], picture.shape[1] - width)), max(corner[1], height + base)
