@@ -216,7 +216,7 @@ class _Video:
         """Decode a run; one whose keyframe does not decode begins at the keyframe before."""
         frames = self._frames(run.first, run.last)
         head = next(frames, None)
-        if run.first and not self._checked and (head is None or not head[1].key_frame):
+        if run.first and not self._checked and not self._is_keyframe(head, run.first):
             raise _FalseKeyframe
         if head is None and run.first:
             self._corrupt = True
@@ -225,6 +225,10 @@ class _Video:
         elif head is not None:
             yield head
             yield from frames
+
+    def _is_keyframe(self, head: tuple[int, VideoFrame] | None, packet: int) -> bool:
+        """True if the first frame that came out is a keyframe, and the one of the packet that decoding began at."""
+        return head is not None and head[1].key_frame and head[0] == self._rank.get(packet)
 
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, VideoFrame]]:
         """Yield number and picture of what packets `first` … `last` decode to, going on past holes."""

@@ -5,6 +5,7 @@ Players take BT.709 for untagged HD, and do the same with a matrix that they don
 """
 
 import numpy as np
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from numpy.typing import NDArray
@@ -43,3 +44,9 @@ def encodable(picture: Picture, reformatter: VideoReformatter) -> VideoFrame:
     )
     frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return frame
+
+
+def tag_bt709(context: VideoCodecContext) -> None:
+    """Tag what an encoder writes as what `encodable` makes."""
+    context.colorspace, context.color_range = _BT709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
