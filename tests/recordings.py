@@ -185,9 +185,9 @@ def muxed(
     unit: Fraction = Fraction(1, 25),
 ) -> bytes:
     """A file of coded pictures out of the `plain` one; with a `cover`, a picture of that size is the first stream."""
-    out = io.BytesIO()
     with (
-        av.open(out, "w", format=container, options=options or {}) as target,
+        NamedTemporaryFile() as out,
+        av.open(out.name, "w", format=container, options=options or {}) as target,
         av.open(io.BytesIO(plain), "r") as origin,
     ):
         if cover is not None:
@@ -207,4 +207,5 @@ def muxed(
             packet.pts, packet.dts, packet.duration = each.pts, each.dts, each.duration
             packet.is_keyframe = each.keyframe
             target.mux(packet)
-    return out.getvalue()
+        target.close()
+        return Path(out.name).read_bytes()

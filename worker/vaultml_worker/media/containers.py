@@ -19,7 +19,7 @@ Packet: TypeAlias = "av.Packet[VideoStream]"
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,h264,hevc,mjpeg,m4v,mpegvideo,obu,ivf,ogg,nut,mxf,"
-    "dhav,hxvs,ifv,mpjpeg,dv,wtv,vc1,gif,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+    "dhav,hxvs,ifv,dv,wtv,vc1,gif,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 )
 """FFmpeg's demuxers of recordings. Each reads its own file only; playlists and concatenations could open others."""
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|BM|GIF8|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
@@ -82,6 +82,8 @@ def opened(data: bytes, pixels: int, frames: int) -> Iterator[Source]:
     if not _PICTURE.match(data):
         bounds["max_pixels"] = str(pixels)
     container = _open(data, bounds)
+    if container is None and (whole := recovery.whole_part(data)) is not None:
+        container = _open(whole, bounds)
     recovered = False
     if container is None and (found := recovery.annex_b(data)) is not None:
         container, recovered = _open(found.stream, bounds, found.format), True

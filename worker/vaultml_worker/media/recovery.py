@@ -49,8 +49,16 @@ def is_mp4(data: bytes) -> bool:
 
 
 def lacks_index(data: bytes) -> bool:
-    """True if this is an mp4 without an index (moov)."""
-    return is_mp4(data) and not any(kind == b"moov" for kind, _, _ in boxes(data))
+    """True if this is an mp4 without a whole index (moov)."""
+    return is_mp4(data) and not any(kind == b"moov" and end <= len(data) for kind, _, end in boxes(data))
+
+
+def whole_part(data: bytes) -> bytes | None:
+    """Return an mp4 without its last box where that is cut: FFmpeg opens none that ends in the header of a fragment."""
+    last = None
+    for _, start, end in boxes(data):
+        last = start if end > len(data) else end
+    return data[:last] if last and last < len(data) and is_mp4(data) and not lacks_index(data) else None
 
 
 def annex_b(data: bytes) -> Recovered | None:
