@@ -17,7 +17,7 @@ from tests.recordings import TRIALS, coded, muxed, number
 from vaultml_worker import annotate, darknet, detect, engines, model, video
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.media.colour import Picture
-from vaultml_worker.pipeline import Detector, Options
+from vaultml_worker.pipeline import DetectionOptions, Detector
 from vaultml_worker.records import InvalidInput, Sample
 
 LIMITS = video.Limits()
@@ -164,7 +164,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     (folder / "small.names").write_text("a\nb\nc\n")
     tiny_weights(darknet.read_cfg(folder / "small.cfg"), folder / "small.weights", seed=7)
     loaded = model.load(folder / "small.cfg")
-    return Detector(engines.create("auto", loaded), loaded, Options(frames=3, threshold=0.6, move_distance=5))
+    return Detector(engines.create("auto", loaded), loaded, DetectionOptions(frames=3, threshold=0.6, move_distance=5))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 from tests.recordings import TRIALS, coded, muxed, number, numbered_picture, sound_only
 from vaultml_worker import video
+from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.media import containers
-from vaultml_worker.records import Cause, PermanentFailure, Sample
+from vaultml_worker.records import Sample
 
 FILM = [0, 10, 20, 30, 40]
 
@@ -88,7 +89,7 @@ def test_an_audio_file_with_a_cover_has_no_video() -> None:
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         sample(out.getvalue())
     assert caught.value.cause is Cause.NO_VIDEO_STREAM
 
@@ -100,10 +101,10 @@ def test_pictures_are_recordings_of_one_frame(extension: str) -> None:
     found = sample(data)
     assert numbers(found) == [77]
     assert (found.width, found.height, found.duration) == (128, 96, 0)
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         video.sample(data, 5, (128, 96), video.Limits(pixels=1000))
     assert caught.value.cause is Cause.TOO_MANY_PIXELS
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         sample(data[: len(data) // 3])
     assert caught.value.cause in (Cause.NO_FRAMES, Cause.NOT_A_VIDEO)
 
@@ -159,7 +160,7 @@ def zipped() -> bytes:
     ],
 )
 def test_what_is_refused_is_named_with_what_to_do(data: bytes, says: str) -> None:
-    with pytest.raises(PermanentFailure, match=r"^[^\n]+$") as caught:
+    with pytest.raises(Failure, match=r"^[^\n]+$") as caught:
         sample(data)
     assert caught.value.cause is Cause.NOT_A_VIDEO
     assert says in caught.value.message

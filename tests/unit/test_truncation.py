@@ -6,8 +6,9 @@ import pytest
 
 from tests.recordings import FRAGMENTED, TRIALS, clip, coded, muxed, number
 from vaultml_worker import video
+from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.media import recovery
-from vaultml_worker.records import Cause, PermanentFailure, Sample, Timing
+from vaultml_worker.records import Sample, Timing
 
 OPTIONS = {"fragmented": ("mp4", {"movflags": FRAGMENTED}), "faststart": ("mp4", {"movflags": "faststart"})}
 CONTAINERS = ["fragmented", "faststart", "matroska", "live matroska", "avi", "flv", "mpegts"]
@@ -90,7 +91,7 @@ def in_band(codec: str, movflags: str, *, bframes: int = 0) -> bytes:
 
 def test_an_agent_that_was_killed() -> None:
     """Its recording has no parameter sets in the samples: nothing can be recovered, and the message says why."""
-    with pytest.raises(PermanentFailure, match="no index") as caught:
+    with pytest.raises(Failure, match="no index") as caught:
         sample((TRIALS / "30-killed-agent.mp4").read_bytes())
     assert caught.value.cause is Cause.NOT_A_VIDEO
     assert "SPS, PPS" in caught.value.message
@@ -134,7 +135,7 @@ def test_sound_between_the_pictures_is_passed_over() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_in_place_of_pictures_ends_soon(seed: int) -> None:
     noise = random.Random(seed).randbytes(3_000_000)
-    with pytest.raises(PermanentFailure) as caught:
+    with pytest.raises(Failure) as caught:
         sample(b"\0\0\0\x10free" + bytes(8) + (len(noise) + 8).to_bytes(4, "big") + b"mdat" + noise)
     assert caught.value.cause in (Cause.NOT_A_VIDEO, Cause.NO_FRAMES)
 
@@ -153,5 +154,5 @@ def test_damage_anywhere_is_a_named_failure_or_a_result(container: str) -> None:
             body[start : start + dice.choice([1, 100, 5000])] = b""
         try:
             assert sample(bytes(body)).frames
-        except PermanentFailure as failure:
+        except Failure as failure:
             assert "\n" not in failure.message

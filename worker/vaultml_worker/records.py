@@ -62,21 +62,6 @@ class VaultAccess:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordingName:
-    """What an Agent writes into a recording's file name.
-
-    `timestamp` is in seconds since the epoch, `region` is (x1, y1, x2, y2) in pixels or None,
-    `last` is a token in old names and the duration in ms in new ones.
-    """
-
-    timestamp: float
-    camera: str
-    region: tuple[int, int, int, int] | None
-    changes: int
-    last: str
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
     """One event as Vault publishes it.
 
