@@ -234,6 +234,38 @@ def test_odd_sizes_pools_groups_and_steps_are_those_of_darknet(tmp_path: Path) -
     assert darknet.layer_table(network) == original.layer_table(cfg)
 
 
+def test_activations_that_darknet_knows_are_darknets(tmp_path: Path) -> None:
+    """It has no mish and no swish: for those OpenCV is the reference (tests/unit/test_onnx_graph.py)."""
+    cfg = tmp_path / "odd.cfg"
+    text = ODD
+    for activation in ("logistic", "relu", "linear"):
+        text = text.replace("activation=leaky", f"activation={activation}", 1)
+    cfg.write_text(text)
+    network, weights = with_random_weights(cfg)
+    assert text.count("activation=leaky") == 0
+    pixels = noise(75, 51)
+    ours = our_heads(network, weights, pixels)
+    assert relative_errors(ours, heads_of_darknet(network, cfg, weights, pixels)) < MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize("name", ["good", "20-comment"])
+def test_trials_that_darknet_reads_have_its_layer_table(name: str) -> None:
+    cfg = Path(__file__).parents[1] / f"data/trials/{name}.cfg"
+    assert darknet.layer_table(darknet.read_cfg(cfg)) == original.layer_table(cfg)
+
+
+def test_keys_are_read_as_darknet_reads_them(tmp_path: Path) -> None:
+    """Of a key given twice the first counts; one with capital letters means nothing; comments may follow."""
+    cfg = tmp_path / "odd.cfg"
+    cfg.write_text(
+        ODD.replace("size=3\nstride=2\npad", "size=3 # wide\nsize=5\nPadding=1\nstride=2;\nstride=1\npad").replace(
+            "pad=1", "Pad=1", 1
+        )
+    )
+    assert "Padding" in cfg.read_text()
+    assert darknet.layer_table(darknet.read_cfg(cfg)) == original.layer_table(cfg)
+
+
 def test_tiny_variances_are_normalised_as_darknet_does(tmp_path: Path) -> None:
     """Darknet adds 1e-6 to the standard deviation; adding it to the variance, as others do, is seen from 1e-4 down."""
     cfg = tmp_path / "odd.cfg"
