@@ -22,7 +22,7 @@ def load(
     precision: onnx_graph.Precision | None = None,
     sha256: str | None = None,
 ) -> Model:
-    """The model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
+    """Load the model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
 
     `precision` is that of a Darknet network's convolutions (None: fp32); an ONNX has its own. `sha256`, if given, is
     what the weights' or the ONNX file's must be. Raises InvalidInput that says what is wrong and what to give instead.
@@ -48,14 +48,14 @@ def _load(path: Path | None, weights: Path | None, names: Path | None, precision
 
 
 def has_precision(path: Path | None) -> bool:
-    """Whether the precision of the model at `path` (None: the default) can be chosen, which a Darknet network's can."""
+    """True if the precision of the model at `path` (None: the default) can be chosen, as a Darknet network's can."""
     return (path or baked_in() or Path("default.cfg")).suffix.lower() == ".cfg"
 
 
 def baked_in() -> Path | None:
-    """The image's own model, where there is one."""
+    """Return the image's own model, None where there is none."""
     # In our own images it is a link: the model goes by the name of what it points at.
-    return next((path.resolve() for path in _BAKED_IN if path.is_file()), None)
+    return next((path.resolve() for path in _BAKED_IN if _is_file(path)), None)
 
 
 def check_labels(model: Model, wanted: Sequence[str]) -> None:
@@ -76,7 +76,14 @@ def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | Non
 
 def _beside(path: Path, suffix: str) -> Path | None:
     other = path.with_suffix(suffix)
-    return other if other.is_file() else None
+    return other if _is_file(other) else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be looked into: reading the model itself says so
+        return False
 
 
 def _from_darknet(cfg: Path, weights: Path | None, names: Path | None, precision: onnx_graph.Precision) -> Model:

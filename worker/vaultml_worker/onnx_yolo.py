@@ -109,7 +109,9 @@ def _try(
     """Return what the model as it is says of two pictures one by one, and what the changed one says of both at once."""
     name, output = file.inputs()[0].name, [file.proto.graph.output[0].name]
     half = file.inputs()[0].type.tensor_type.elem_type == TensorProto.FLOAT16
-    pictures = np.random.default_rng(0).random((2, 3, height, width), np.float32).astype(np.float16 if half else None)
+    pictures = (
+        np.random.default_rng(0).random((2, 3, height, width), np.float32).astype(np.float16 if half else np.float32)
+    )
     body = file.proto.SerializeToString()
     alone = [run_once(file.path, body, {name: pictures[index : index + 1]}, output)[0] for index in range(2)]
     if any(item.ndim != 3 for item in alone):
