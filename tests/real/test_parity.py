@@ -107,6 +107,19 @@ def test_photographs_give_the_detections_of_darknet(
     compare(detect(model, picture), theirs, picture, model.labels, pixels, probability)
 
 
+@pytest.mark.parametrize("name", ["dog", "person", "eagle"])
+def test_frames_of_a_video_are_fitted_near_enough_for_the_same_detections(
+    name: str, trained: Path, cfgs: dict[str, Path]
+) -> None:
+    picture, weights = photograph(name), trained / "yolov3-tiny.weights"
+    model = load(cfgs["1,2,3"], weights)
+    letterbox = Letterbox(picture.shape[1], picture.shape[0], model.width, model.height)
+    (candidates,) = engines.create("onnxruntime", model).detect(letterbox.apply_fast(picture)[None])
+    ours = yolo.detections(candidates, labels=model.labels, letterbox=letterbox, threshold=THRESHOLD)
+    with original.Network(cfgs["1,2,3"], weights) as network:
+        compare(ours, network.detect(picture, THRESHOLD), picture, model.labels, 1.0, 0.01)
+
+
 def test_faint_detections_are_suppressed_as_darknet_does(trained: Path, cfgs: dict[str, Path]) -> None:
     """At 0.02 boxes overlap: an IoU limit of 0.40 or 0.50 instead of 0.45 would change these counts.
 

@@ -177,7 +177,7 @@ class _Video:
             if not frames:
                 size = picture.shape[1], picture.shape[0]
             fitting = picture if picture.shape[1::-1] == size else np.asarray(cv2.resize(picture, size), np.uint8)
-            frames.append(Frame(Letterbox(*size, *network).apply(fitting), time))
+            frames.append(Frame(Letterbox(*size, *network).apply_fast(fitting), time))
         return frames, size
 
     def decode_all(self) -> Iterator[tuple[float, Picture]]:
