@@ -1,6 +1,8 @@
 """Small recordings made on the spot: every kind that a camera, an Agent or an enemy may send."""
 
 import io
+from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import cast
 import av
 import numpy as np
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
 
@@ -93,3 +96,116 @@ def rotated(data: bytes, degrees: int) -> bytes:
     place = data.index(b"tkhd") + 4
     at = place + 4 + 4 * 5 + 8 + 8  # version 0: times, id, reserved, duration; reserved; layer, group, volume
     return data[:at] + matrix + data[at + len(matrix) :]
+
+
+TRIALS = Path(__file__).parent / "data" / "trials"
+"""Recordings that once failed; each frame has its number along the top edge: see `number`."""
+BLOCK = 12
+
+
+@dataclass
+class Coded:
+    """One coded picture: what a muxer is given. `pts` and `dts` count frames."""
+
+    body: bytes
+    keyframe: bool
+    pts: int | None
+    dts: int | None
+    duration: int = 1
+
+
+@cache
+def coded(
+    count: int = 50,
+    *,
+    codec: str = "libx264",
+    keyframe_every: int = 10,
+    bframes: int = 0,
+    size: tuple[int, int] = (128, 96),
+    pix_fmt: str = "yuv420p",
+    options: tuple[tuple[str, str], ...] = (),
+    container: str = "matroska",
+) -> tuple[tuple[Coded, ...], bytes]:
+    """Encode numbered frames at 25 f/s: the coded pictures, and a plain file of them."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as target:
+        stream = cast("VideoStream", target.add_stream(codec, rate=25))
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, pix_fmt, keyframe_every
+        stream.options = {**_options(codec, keyframe_every, bframes), **dict(options)}
+        for value in range(count):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(value, size), format="rgb24")
+            frame.pts, frame.time_base = value, Fraction(1, 25)
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    with av.open(io.BytesIO(out.getvalue()), "r") as source:
+        return tuple(_coded(packet) for packet in source.demux(video=0) if packet.size), out.getvalue()
+
+
+def _coded(packet: "av.Packet[VideoStream]") -> Coded:
+    pts, dts = (
+        None if time is None or packet.time_base is None else round(time * packet.time_base * 25)
+        for time in (packet.pts, packet.dts)
+    )
+    return Coded(bytes(packet), packet.is_keyframe, dts if pts is None else pts, dts)
+
+
+def _options(codec: str, keyframe_every: int, bframes: int) -> dict[str, str]:
+    same = f"keyint={keyframe_every}:min-keyint={keyframe_every}:scenecut=0:bframes={bframes}"
+    if codec == "libx264":
+        return {"preset": "ultrafast", "x264-params": f"{same}:b-adapt=0"}
+    if codec == "libx265":
+        return {"preset": "ultrafast", "x265-params": f"{same}:b-adapt=0:log-level=none"}
+    if codec == "mpeg4" and bframes:
+        return {"bf": str(bframes)}
+    return {}
+
+
+def numbered_picture(value: int, size: tuple[int, int] = (128, 96)) -> NDArray[np.uint8]:
+    """A grey picture with a number in it: eight blocks along the top edge, bit 0 on the left."""
+    picture = np.full((size[1], size[0], 3), 90, np.uint8)
+    width = size[0] * BLOCK // 128
+    for bit in range(8):
+        picture[:width, bit * width : (bit + 1) * width] = 235 if value >> bit & 1 else 16
+    return picture
+
+
+def number(picture: NDArray[np.uint8]) -> int:
+    """The number in a frame of a numbered recording, 128 x 96 pixels in size."""
+    blocks = (picture[3:9, bit * BLOCK + 3 : bit * BLOCK + 9].mean() for bit in range(8))
+    return sum(int(block > 125) << bit for bit, block in enumerate(blocks))
+
+
+def muxed(
+    pictures: Iterable[Coded],
+    plain: bytes,
+    *,
+    container: str = "mp4",
+    options: dict[str, str] | None = None,
+    cover: tuple[int, int] | None = None,
+    unit: Fraction = Fraction(1, 25),
+) -> bytes:
+    """A file of coded pictures out of the `plain` one; with a `cover`, a picture of that size is the first stream."""
+    with (
+        NamedTemporaryFile() as out,
+        av.open(out.name, "w", format=container, options=options or {}) as target,
+        av.open(io.BytesIO(plain), "r") as origin,
+    ):
+        if cover is not None:
+            still = target.add_stream("mjpeg", rate=25)
+            still.width, still.height, still.pix_fmt = *cover, "yuvj420p"
+        stream = target.add_stream_from_template(origin.streams.video[0])
+        stream.time_base = unit
+        if cover is not None:
+            grey = av.VideoFrame.from_ndarray(np.full((cover[1], cover[0]), 60, np.uint8), format="gray")
+            grey = grey.reformat(format="yuvj420p")
+            grey.pts, grey.time_base = 0, Fraction(1, 25)
+            target.mux(still.encode(grey))
+            target.mux(still.encode(None))
+        for each in pictures:
+            packet = av.Packet(each.body)
+            packet.stream, packet.time_base = stream, unit
+            packet.pts, packet.dts, packet.duration = each.pts, each.dts, each.duration
+            packet.is_keyframe = each.keyframe
+            target.mux(packet)
+        target.close()
+        return Path(out.name).read_bytes()

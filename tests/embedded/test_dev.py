@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -18,8 +19,9 @@ from vaultml_worker.dev import agent
 from vaultml_worker.dev.broker import EmbeddedBroker
 from vaultml_worker.dev.vault import Account, VaultServer, application
 from vaultml_worker.events import parse
+from vaultml_worker.recording_names import parse_name
 from vaultml_worker.records import InvalidInput, VaultAccess
-from vaultml_worker.vault import Vault
+from vaultml_worker.vault import Download, Vault
 
 ACCOUNT = Account("access", "secret!", "local")
 AUTH = {ACCESS_KEY: ACCOUNT.access_key, SECRET_KEY: ACCOUNT.secret_key, PROVIDER: "local"}
@@ -46,6 +48,35 @@ def test_the_vault_stores_serves_and_removes(base: str) -> None:
     assert requests.post(f"{base}/storage/forward/media", headers=headers, timeout=5).status_code == 501
     assert requests.delete(f"{base}/storage", headers=headers, timeout=5).status_code == 200
     assert requests.get(f"{base}/storage/blob", headers=headers, timeout=5).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("directory", "file"),
+    [
+        ("benutzer", "1764300000_3-250_Tür Süd é_0-0-0-0_-1_29870.mp4"),
+        ("früh", "1764300000_3-250_ö.ö_0-0-0-0_0_0_.mp4"),
+        ("u", "前門 100%?#&+.mp4"),
+        ("u", "é.mp4"),
+    ],
+)
+@pytest.mark.parametrize("download", ["blob", "signed-url"])
+def test_the_vault_finds_keys_with_any_letters(directory: str, file: str, download: Download, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    server = VaultServer(application(tmp_path / "vault", ACCOUNT, events.append))
+    access = VaultAccess(f"{server.url}/api", ACCOUNT.access_key, ACCOUNT.secret_key)
+    try:
+        headers = {FILE_NAME: file.encode(), "X-Kerberos-Storage-Directory": directory.encode()}
+        stored = requests.post(f"{access.url}/storage", b"movie", headers={**AUTH, **headers}, timeout=5)
+        assert stored.status_code == 200
+        event = parse(json.dumps(events[0]).encode())
+        assert event.key == f"{directory}/{file}"
+        name = parse_name(file)
+        assert event.camera == (name.camera if name else None)
+        vault = Vault(access, download=download)
+        assert vault.fetch(event) == b"movie"
+        vault.close()
+    finally:
+        server.close()
 
 
 def test_the_vault_checks_credentials_and_echoes_keys_as_the_real_one(base: str) -> None:

@@ -107,6 +107,19 @@ def test_photographs_give_the_detections_of_darknet(
     compare(detect(model, picture), theirs, picture, model.labels, pixels, probability)
 
 
+@pytest.mark.parametrize("name", ["dog", "person", "eagle"])
+def test_frames_of_a_video_are_fitted_near_enough_for_the_same_detections(
+    name: str, trained: Path, cfgs: dict[str, Path]
+) -> None:
+    picture, weights = photograph(name), trained / "yolov3-tiny.weights"
+    model = load(cfgs["1,2,3"], weights)
+    letterbox = Letterbox(picture.shape[1], picture.shape[0], model.width, model.height)
+    (candidates,) = engines.create("onnxruntime", model).detect(letterbox.apply_fast(picture)[None])
+    ours = yolo.detections(candidates, labels=model.labels, letterbox=letterbox, threshold=THRESHOLD)
+    with original.Network(cfgs["1,2,3"], weights) as network:
+        compare(ours, network.detect(picture, THRESHOLD), picture, model.labels, 1.0, 0.01)
+
+
 def test_faint_detections_are_suppressed_as_darknet_does(trained: Path, cfgs: dict[str, Path]) -> None:
     """At 0.02 boxes overlap: an IoU limit of 0.40 or 0.50 instead of 0.45 would change these counts.
 
@@ -232,6 +245,40 @@ def test_odd_sizes_pools_groups_and_steps_are_those_of_darknet(tmp_path: Path) -
     ours = our_heads(network, weights, pixels)
     assert relative_errors(ours, heads_of_darknet(network, cfg, weights, pixels)) < MAX_RELATIVE_ERROR
     assert darknet.layer_table(network) == original.layer_table(cfg)
+
+
+def test_activations_that_darknet_knows_are_darknets(tmp_path: Path) -> None:
+    """It has no mish and no swish: for those OpenCV is the reference (tests/unit/test_onnx_graph.py)."""
+    cfg = tmp_path / "odd.cfg"
+    text = ODD
+    for activation in ("logistic", "relu", "linear"):
+        text = text.replace("activation=leaky", f"activation={activation}", 1)
+    cfg.write_text(text)
+    network, weights = with_random_weights(cfg)
+    assert text.count("activation=leaky") == 0
+    pixels = noise(75, 51)
+    ours = our_heads(network, weights, pixels)
+    assert relative_errors(ours, heads_of_darknet(network, cfg, weights, pixels)) < MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize("name", ["good", "20-comment"])
+def test_trials_that_darknet_reads_have_its_layer_table(name: str) -> None:
+    cfg = Path(__file__).parents[1] / f"data/trials/{name}.cfg"
+    assert darknet.layer_table(darknet.read_cfg(cfg)) == original.layer_table(cfg)
+
+
+def test_keys_are_read_as_darknet_reads_them(tmp_path: Path) -> None:
+    """Of a key given twice the first counts; one with capital letters means nothing; comments may follow."""
+    cfg = tmp_path / "odd.cfg"
+    cfg.write_text(
+        ODD.replace("size=3\nstride=2\npad", "size=3 # wide\nsize=5\nPadding=1\nstride=2;\nstride=1\npad").replace(
+            "pad=1", "Pad=1", 1
+        )
+    )
+    theirs = original.layer_table(cfg).splitlines(keepends=True)
+    unused = [line for line in theirs if line.startswith("Unused field")]
+    assert len(unused) == 4
+    assert darknet.layer_table(darknet.read_cfg(cfg)) == "".join(line for line in theirs if line not in unused)
 
 
 def test_tiny_variances_are_normalised_as_darknet_does(tmp_path: Path) -> None:

@@ -29,36 +29,40 @@ def test_newest_and_oldest_events_are_read() -> None:
     )
     oldest = {"source": "storj", "payload": {"key": "u/1630567591_6-967003_my_cam_200-200-400-400_24_769.mp4"}}
     event = events.parse(json.dumps(oldest).encode())
-    assert event.camera == "my_cam"
-    assert event.timestamp == pytest.approx(1630567591.967003)
+    assert (event.camera, event.timestamp) == ("my_cam", 1630567591.0)
     assert event.access is None
 
 
+NAMED = "u/1764300000_3-250_yard_0-0-0-0_-1_29870.mp4"
+
+
 @pytest.mark.parametrize(
-    ("key", "camera", "region", "last"),
+    ("payload", "date", "camera", "timestamp"),
     [
-        ("u/1630567591_6-967003_highway4_200-200-400-400_24_769.mp4", "highway4", (200, 200, 400, 400), "769"),
-        ("u/1630567591_3-047_front_door_2_0-0-0-0_1_5000.mp4", "front_door_2", (0, 0, 0, 0), "5000"),
-        ("u/v/1630567591_6-0___nowhere_0_token.mp4", "_", None, "token"),
+        ({}, 9, "yard", 1764300000.25),
+        ({"timestamp": 1764300000, "deviceName": "gate"}, 9, "gate", 1764300000.25),
+        ({"metadata": {"event-timestamp": "1764300000", "event-microseconds": "0"}}, 9, "yard", 1764300000.25),
+        (
+            {"timestamp": 7, "deviceName": "gate", "metadata": {"event-timestamp": "8", "event-instancename": "door"}},
+            9,
+            "door",
+            8.0,
+        ),
+        ({"timestamp": 7, "metadata": {"event-timestamp": "", "event-instancename": " "}}, 9, "yard", 7.0),
+        ({"deviceName": 5, "metadata": {"event-instancename": ["x"], "event-timestamp": "soon"}}, 9, "yard", None),
+        ({"key": "u/customer's own.mp4"}, 9, None, 9.0),
+        ({"key": "u/customer's own.mp4", "deviceName": "gate", "timestamp": 7}, 9, "gate", 7.0),
+        ({"key": "u/customer's own.mp4", "metadata": None}, None, None, None),
     ],
 )
-def test_names_are_read_from_both_ends(
-    key: str, camera: str, region: tuple[int, int, int, int] | None, last: str
+def test_camera_and_time_come_from_the_metadata_first(
+    payload: dict[str, Any], date: int | None, camera: str | None, timestamp: float | None
 ) -> None:
-    name = events.parse_name(key)
-    assert name is not None
-    assert (name.camera, name.region, name.last) == (camera, region, last)
-
-
-def test_the_subsecond_has_as_many_digits_as_it_says() -> None:
-    name = events.parse_name("u/10_3-047_c_0-0-0-0_1_2.mp4")
-    assert name is not None
-    assert name.timestamp == pytest.approx(10.047)
-
-
-@pytest.mark.parametrize("key", ["u/file.mp4", "x", "u/a_b_c_d_e_f.mp4", "u/1_2_3_4_5.mp4", "u/1_6-x_c_r_1_1.mp4"])
-def test_other_names_are_no_error(key: str) -> None:
-    assert events.parse_name(key) is None
+    document = {"source": "s", "date": date, "payload": {"key": NAMED, **payload}}
+    event = events.parse(json.dumps(document).encode())
+    assert event.camera == camera
+    wanted = 1764300000.25 if timestamp is None and camera else timestamp
+    assert event.timestamp == wanted
 
 
 @pytest.mark.parametrize(

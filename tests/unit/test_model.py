@@ -81,7 +81,7 @@ def test_a_darknet_pair_needs_its_weights_and_labels(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="MODEL_WEIGHTS"):
         model.load(cfg)
     tiny_weights(darknet.read_cfg(cfg), tmp_path / "small.weights", seed=3)
-    with pytest.raises(InvalidInput, match="3 classes: set MODEL_NAMES"):
+    with pytest.raises(InvalidInput, match="3 classes and no labels: set MODEL_NAMES"):
         model.load(cfg)
     (tmp_path / "small.names").write_text("a\nb\n")
     with pytest.raises(InvalidInput, match="has 2 labels, but the model has 3"):

@@ -373,11 +373,4 @@ def test_odd_keys_travel(serve: Serve, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(MOVIE)
     app = application(tmp_path, ACCOUNT)
-
-    @app.before_request
-    def decode() -> None:
-        """HTTP servers hand header bytes on as Latin-1: read them as the UTF-8 that they are."""
-        for name in ("HTTP_X_KERBEROS_STORAGE_FILENAME",):
-            request.environ[name] = request.environ[name].encode("latin-1").decode()
-
     assert fetch(Vault(access(serve(app)), attempts=1), event(key)) == MOVIE

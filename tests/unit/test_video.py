@@ -1,10 +1,6 @@
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.recordings import FRAGMENTED, brightness, clip, rotated, sound_only
 from vaultml_worker import video
@@ -181,24 +177,3 @@ def test_a_chunk_of_all_frames_and_all_frames_in_order() -> None:
     whole = list(video.pictures(data, LIMITS))
     assert [round(time) for time, _ in whole] == [100 * i for i in range(20)]
     assert whole[0][1].shape == (120, 160, 3)
-
-
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=60),
-    st.integers(1, 12),
-    st.data(),
-)
-def test_the_choice_of_frames_keeps_its_promise(gaps: Sequence[int], count: int, data: st.DataObject) -> None:
-    """Each target has a frame within one keyframe interval of it, frames are distinct and in order."""
-    frames = [sum(gaps[:i]) for i in range(len(gaps))]
-    end = sum(gaps)
-    keys = sorted(data.draw(st.sets(st.sampled_from(frames))) | {frames[0]})
-    chosen = video.spread(frames, keys, end, count)
-    assert chosen == sorted(set(chosen))
-    assert set(chosen) <= set(frames)
-    assert len(chosen) <= min(count, len(frames))
-    widest = max(b - a for a, b in zip(keys, [*keys[1:], end], strict=True))
-    coarsest = max(gaps)
-    for i in range(count):
-        target = (i + 0.5) * end / count
-        assert min(abs(frame - target) for frame in chosen) <= max(widest, coarsest)

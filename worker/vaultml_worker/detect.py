@@ -18,7 +18,7 @@ from vaultml_worker.pipeline import Detector
 from vaultml_worker.records import Detection, Frame, InvalidInput, Sample
 from vaultml_worker.video import Limits
 
-_PICTURES = {".jpg", ".jpeg", ".png"}
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _CHUNK = 32
 
 Progress = Callable[[float], None]
@@ -50,7 +50,8 @@ def run(
 ) -> dict[str, Any]:
     """Look at one file and write its two outputs; gives the `vaultml` object.
 
-    Raises Failure or InvalidInput with one line that says what is wrong with the file.
+    Raises Failure or InvalidInput with one line that says what is wrong. Where only drawing fails,
+    the JSON is written all the same.
     """
     try:
         data = path.read_bytes()
@@ -73,17 +74,30 @@ def run(
         tracks=detector.track(sample, detections),
         timings={"detect": milliseconds},
     )
-    for target, write in zip(
-        targets, (_write_json(detections, vaultml), _write_media(data, vaultml, decoders)), strict=True
-    ):
-        scratch = target.with_name(f".{os.getpid()}-{target.name}")
-        try:
-            write(scratch)
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+    document, media = targets
+    _write(document, _write_json(detections, vaultml))
+    try:
+        _write(media, _write_media(data, vaultml, decoders))
+    except Exception as error:  # whatever goes wrong in drawing: the result is there, and so are the other files
+        said = error.message if isinstance(error, Failure) else _first_line(error)
+        raise InvalidInput(f"{document.name} is written, but {media.name} can't be drawn: {said}") from None
     progress(1.0)
     return vaultml
+
+
+def _write(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all."""
+    scratch = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        write(scratch)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def _write_json(detections: Sequence[Sequence[Detection]], vaultml: dict[str, Any]) -> Callable[[Path], None]:

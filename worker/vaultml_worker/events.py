@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from vaultml_common.redaction import MASK, is_signed_url, mask_text
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.records import Event, RecordingName, VaultAccess
+from vaultml_worker.recording_names import RecordingName, parse_name
+from vaultml_worker.records import Event, VaultAccess
 
 _SECRET_KEY = re.compile(r"storage_|(?:pre)?signed_?url$", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(r"public_?key$|product_?id$", re.IGNORECASE)
@@ -32,39 +32,15 @@ def parse(body: bytes) -> Event:
     metadata = payload.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     name = parse_name(key)
-    camera = metadata.get("event-instancename") or payload.get("deviceName") or (name.camera if name else None)
     size = payload.get("fileSize")
     return Event(
         document=document,
         key=key,
         source=source,
-        camera=camera if isinstance(camera, str) else None,
-        timestamp=_timestamp(metadata, name, document),
+        camera=_camera(metadata, payload, name),
+        timestamp=_timestamp(metadata, payload, name, document),
         file_size=size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None,
         access=_access(document.get("data")),
-    )
-
-
-def parse_name(key: str) -> RecordingName | None:
-    """What the file name of `<directory>/<file>.mp4` says, or None when it follows another convention.
-
-    `<epochSec>_<digits>-<subsecond>_<camera>_<region>_<changes>_<last>`: the camera may contain `_`,
-    so the name is read from both ends.
-    """
-    parts = PurePosixPath(key).stem.split("_")
-    if len(parts) < 6:
-        return None
-    seconds, fraction, *camera, region, changes, last = parts
-    digits, _, value = fraction.partition("-")
-    if not all(re.fullmatch(r"[0-9]{1,18}", text) for text in (seconds, digits, value, changes)):
-        return None
-    corners = re.fullmatch(r"(\d{1,9})-(\d{1,9})-(\d{1,9})-(\d{1,9})", region, re.ASCII)
-    return RecordingName(
-        timestamp=int(seconds) + int(value) / 10 ** min(int(digits), 18),
-        camera="_".join(camera),
-        region=(int(corners[1]), int(corners[2]), int(corners[3]), int(corners[4])) if corners else None,
-        changes=int(changes),
-        last=last,
     )
 
 
@@ -161,15 +137,27 @@ def _header_text(value: Any, field: str) -> str:
     return value
 
 
-def _timestamp(metadata: Mapping[str, Any], name: RecordingName | None, document: Mapping[str, Any]) -> float | None:
-    """Seconds since the epoch: from the metadata, else the file name, else the event's date."""
-    for value in (metadata.get("event-timestamp"), name.timestamp if name else None, document.get("date")):
+def _camera(metadata: Mapping[str, Any], payload: Mapping[str, Any], name: RecordingName | None) -> str | None:
+    """Return the camera's name: from the metadata, else the device's name, else the file name."""
+    given = metadata.get("event-instancename"), payload.get("deviceName"), name.camera if name else None
+    return next((text.strip() for text in given if isinstance(text, str) and text.strip()), None)
+
+
+def _timestamp(
+    metadata: Mapping[str, Any], payload: Mapping[str, Any], name: RecordingName | None, document: Mapping[str, Any]
+) -> float | None:
+    """Return seconds since the epoch: from the metadata, else the payload, the file name, the event's date.
+
+    Metadata and payload have whole seconds; the file name adds the fraction where it means the same second.
+    """
+    sources = metadata.get("event-timestamp"), payload.get("timestamp"), name.timestamp if name else None
+    for value in (*sources, document.get("date")):
         try:
             seconds = float(value) if isinstance(value, str | int | float) else 0.0
         except (ValueError, OverflowError):
             continue
         if 0 < seconds < 1e11:
-            return seconds
+            return name.timestamp if name is not None and name.seconds == seconds else seconds
     return None
 
 

@@ -1,16 +1,14 @@
 """Models as users give them: a Darknet pair or an ONNX file, made ready for any engine."""
 
-import ast
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-
-from vaultml_worker import darknet, fetch, onnx_graph
+from vaultml_worker import darknet, fetch, onnx_file, onnx_graph, onnx_yolo
+from vaultml_worker import labels as labels_
+from vaultml_worker.labels import coco
 from vaultml_worker.records import InvalidInput, Model
+
+__all__ = ["DEFAULT", "baked_in", "check_labels", "coco", "has_precision", "load", "warnings"]
 
 DEFAULT = "yolov3-tiny"
 # Where an image may carry its own model, with model.weights and model.names beside it.
@@ -24,7 +22,7 @@ def load(
     precision: onnx_graph.Precision | None = None,
     sha256: str | None = None,
 ) -> Model:
-    """The model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
+    """Load the model at `path` (.cfg or .onnx); None: the image's own, else YOLOv3-tiny, fetched once.
 
     `precision` is that of a Darknet network's convolutions (None: fp32); an ONNX has its own. `sha256`, if given, is
     what the weights' or the ONNX file's must be. Raises InvalidInput that says what is wrong and what to give instead.
@@ -50,25 +48,20 @@ def _load(path: Path | None, weights: Path | None, names: Path | None, precision
 
 
 def has_precision(path: Path | None) -> bool:
-    """Whether the precision of the model at `path` (None: the default) can be chosen, which a Darknet network's can."""
+    """True if the precision of the model at `path` (None: the default) can be chosen, as a Darknet network's can."""
     return (path or baked_in() or Path("default.cfg")).suffix.lower() == ".cfg"
 
 
 def baked_in() -> Path | None:
-    """The image's own model, where there is one."""
+    """Return the image's own model, None where there is none."""
     # In our own images it is a link: the model goes by the name of what it points at.
-    return next((path.resolve() for path in _BAKED_IN if path.is_file()), None)
+    return next((path.resolve() for path in _BAKED_IN if _is_file(path)), None)
 
 
 def check_labels(model: Model, wanted: Sequence[str]) -> None:
     """Raise InvalidInput when the model doesn't know one of the labels."""
     if unknown := set(wanted) - set(model.labels):
         raise InvalidInput(f"DETECTION_CLASSES: the model has no label {', '.join(sorted(unknown))}")
-
-
-def coco() -> tuple[str, ...]:
-    """The 80 COCO labels in Darknet's order."""
-    return tuple(files(__package__).joinpath("data/coco.names").read_text().split("\n")[:80])
 
 
 def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | None, Path | None]:
@@ -83,86 +76,51 @@ def _default(weights: Path | None, names: Path | None) -> tuple[Path, Path | Non
 
 def _beside(path: Path, suffix: str) -> Path | None:
     other = path.with_suffix(suffix)
-    return other if other.is_file() else None
+    return other if _is_file(other) else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be looked into: reading the model itself says so
+        return False
 
 
 def _from_darknet(cfg: Path, weights: Path | None, names: Path | None, precision: onnx_graph.Precision) -> Model:
     network = darknet.read_cfg(cfg)
     if weights is None:
         raise InvalidInput(f"{cfg}: its weights are missing: set MODEL_WEIGHTS, or put {cfg.stem}.weights beside it")
-    labels = _labels(names, network.classes)
+    found = labels_.from_file(names) if names else None
+    labels = labels_.settle(cfg, found, network.classes, str(names))
     convolutions, digest = darknet.read_weights(network, weights)
     graph = onnx_graph.build(network, convolutions, labels, precision)
     return Model(network.name, digest, graph, network.width, network.height, labels, darknet.layer_table(network))
 
 
 def warnings(model: Model, path: Path | None) -> Sequence[str]:
-    """What the user should know of a model that is usable but odd."""
-    if path is None or path.suffix.lower() != ".cfg" or model.sha256 != fetch.TINY_WEIGHTS:
+    """Return what the user should know of a model that is usable but odd."""
+    if path is None or path.suffix.lower() != ".cfg":
         return ()
-    if any(head.mask == (0, 1, 2) for head in darknet.read_cfg(path).heads):
-        return (
+    network = darknet.read_cfg(path)
+    found = [f"{path}, {sentence}" for sentence in network.ignored]
+    if model.sha256 == fetch.TINY_WEIGHTS and any(head.mask == (0, 1, 2) for head in network.heads):
+        found.append(
             f"{path} says mask = 0,1,2 in its second [yolo], but these YOLOv3-tiny weights were trained with 1,2,3: "
-            "small objects get boxes of half their size; change that line, or leave MODEL empty",
+            "small objects get boxes of half their size; change that line, or leave MODEL empty"
         )
-    return ()
-
-
-def _labels(names: Path | None, classes: int) -> tuple[str, ...]:
-    if names is None:
-        if classes != 80:
-            raise InvalidInput(f"the model has {classes} classes: set MODEL_NAMES to a file with one label a line")
-        return coco()
-    try:
-        labels = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{names}: can't be read as labels, one a line ({type(error).__name__})") from None
-    if len(labels) != classes:
-        raise InvalidInput(f"{names}: has {len(labels)} labels, but the model has {classes} classes")
-    return labels
+    return found
 
 
 def _from_onnx(path: Path, names: Path | None) -> Model:
-    try:
-        body = path.read_bytes()
-        proto = onnx.load_model_from_string(body)
-    except OSError as error:
-        raise InvalidInput(f"{path}: can't be read ({error.strerror})") from None
-    except Exception:  # protobuf's DecodeError has no public home
-        raise InvalidInput(f"{path}: is not an ONNX file") from None
-    height, width = _check_contract(path, proto.graph)
-    metadata = {item.key: item.value for item in proto.metadata_props}
-    labels = _onnx_labels(path, metadata, names)
-    return Model(path.stem, hashlib.sha256(body).hexdigest(), body, width, height, labels)
-
-
-def _check_contract(path: Path, graph: onnx.GraphProto) -> tuple[int, int]:
-    """Height and width of the input; InvalidInput when inputs or outputs are not the contract's."""
-    constants = {item.name for item in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in constants]
-    outputs = {item.name for item in graph.output}
-    wanted = "see docs/models.md: input frames uint8 [batch, height, width, 3], outputs boxes, scores, classes"
-    if [item.name for item in inputs] != ["frames"] or not {"boxes", "scores", "classes"} <= outputs:
-        raise InvalidInput(f"{path}: has inputs {[i.name for i in inputs]} and outputs {sorted(outputs)}; {wanted}")
-    tensor = inputs[0].type.tensor_type
-    shape = [dimension.dim_value for dimension in tensor.shape.dim]
-    if tensor.elem_type != onnx.TensorProto.UINT8 or len(shape) != 4 or shape[3] != 3 or not all(shape[1:]):
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        raise InvalidInput(f"{path}: its input is {kind} {shape} (0 = not fixed); {wanted}")
-    if shape[0]:
-        raise InvalidInput(f"{path}: its batch is fixed at {shape[0]}, it must be dynamic; {wanted}")
-    return shape[1], shape[2]
-
-
-def _onnx_labels(path: Path, metadata: Mapping[str, str], names: Path | None) -> tuple[str, ...]:
-    if names is not None:
-        return tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
-    try:
-        if "vaultml.labels" in metadata:
-            return tuple(str(label) for label in json.loads(metadata["vaultml.labels"]))
-        if "names" in metadata:  # Ultralytics writes {0: 'person', …} as Python text
-            found = ast.literal_eval(metadata["names"])
-            return tuple(str(found[index]) for index in range(len(found)))
-    except (ValueError, SyntaxError, KeyError, TypeError):
-        raise InvalidInput(f"{path}: the labels in its metadata can't be read: set MODEL_NAMES") from None
-    return coco()
+    file, classes = onnx_file.read(path), None
+    adapted = onnx_yolo.is_detector(file)
+    if adapted:
+        file, classes = onnx_yolo.adapt(file)
+    height, width = onnx_file.check_contract(file)
+    if not adapted:
+        classes = onnx_file.count_classes(file)
+    found = labels_.from_file(names) if names else labels_.from_metadata(path, file.metadata)
+    labels = labels_.settle(path, found, classes, str(names or path))
+    if classes is None:
+        onnx_file.check_classes(file, len(labels))
+    return Model(path.stem, file.sha256, file.proto.SerializeToString(), width, height, labels)

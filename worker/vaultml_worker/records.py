@@ -18,6 +18,13 @@ MODEL_URL = re.compile(r"https?://[^/@?#\s]+/[^@?#\s]+\.(cfg|onnx)")
 """A model elsewhere; without what may be a secret."""
 
 
+class Timing(StrEnum):
+    """Where the times of a recording's frames come from: its container, or the frames' order where that is absurd."""
+
+    CONTAINER = "container"
+    FRAME_ORDER = "frame-order"
+
+
 class InvalidInput(ValueError):  # noqa: N818 - an input, not a program error
     """A model, a setting or a file named by the user is wrong; the text says what to do."""
 
@@ -55,21 +62,6 @@ class VaultAccess:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordingName:
-    """What an Agent writes into a recording's file name.
-
-    `timestamp` is in seconds since the epoch, `region` is (x1, y1, x2, y2) in pixels or None,
-    `last` is a token in old names and the duration in ms in new ones.
-    """
-
-    timestamp: float
-    camera: str
-    region: tuple[int, int, int, int] | None
-    changes: int
-    last: str
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
     """One event as Vault publishes it.
 
@@ -99,7 +91,8 @@ class Sample:
     """The frames taken from one recording.
 
     `asked` frames were wanted; `width`, `height` (pixels) are those of the upright recording, `duration` is in ms.
-    `truncated`: the file ends too early; `corrupt`: something in it could not be decoded.
+    `truncated`: the file ends too early; `corrupt`: something in it could not be decoded; `timing`: with FRAME_ORDER,
+    timestamps are frame numbers over a nominal frame rate.
     """
 
     frames: tuple[Frame, ...]
@@ -109,6 +102,7 @@ class Sample:
     duration: float
     truncated: bool = False
     corrupt: bool = False
+    timing: Timing = Timing.CONTAINER
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def vaultml(
             "height": sample.height,
         },
         "duration": round(sample.duration, 3),
+        "timing": str(sample.timing),
         "truncated": sample.truncated,
         "corrupt": sample.corrupt,
         "tracks": [_track(track) for track in tracks],

@@ -1,31 +1,32 @@
-"""Frames out of a recording that lies in memory. Runs inside decoder processes: see decoders.py."""
+"""Frames out of a recording that lies in memory. Runs inside decoder processes: see decoders.py.
 
-import io
-from bisect import bisect_left, bisect_right
+A recording is demuxed whole, which decodes nothing. Then the frames to sample are chosen by their times, and only the
+stretches between a keyframe and the last frame wanted of it are decoded. How times, keyframes and colours are read from
+files that lie about them is in `media`.
+"""
+
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
 
 import av
 import cv2
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.letterbox import Letterbox
+from vaultml_worker.media import colour, containers, keyframes
+from vaultml_worker.media.colour import Picture
+from vaultml_worker.media.containers import Source
+from vaultml_worker.media.timeline import Stamp, Timeline, spread, timeline
+from vaultml_worker.media.truncation import ends_early
 from vaultml_worker.records import Frame, Sample
 
-Picture = NDArray[np.uint8]
-_Packet: TypeAlias = "av.Packet[VideoStream]"
-# Real recordings only: playlists and concatenations could make FFmpeg open other files and addresses.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,h264,hevc,mjpeg,jpeg_pipe,png_pipe"
-
-_STILLS = (b"\xff\xd8\xff", b"\x89PNG")
+_REORDER = 16
+"""By how many packets decoding and display order can differ at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Limits:
 
 
 def sample(data: bytes, count: int, network: tuple[int, int], limits: Limits) -> Sample:
-    """`count` frames spread evenly over the whole recording, letterboxed to `network` (width, height) pixels.
+    """Return `count` frames spread evenly over the whole recording, letterboxed to `network` (width, height) pixels.
 
     Frame i is the one nearest to (i + ½)·duration/count; where keyframes are at least as dense as that, the nearest
     keyframe stands in for it, and only keyframes are decoded. Fewer frames come back when the recording has fewer.
@@ -48,14 +49,14 @@ def sample(data: bytes, count: int, network: tuple[int, int], limits: Limits) ->
 
 
 def sample_all(data: bytes, first: int, count: int, network: tuple[int, int], limits: Limits) -> tuple[Sample, int]:
-    """Frames number `first` … `first + count − 1` in display order, and how many the recording has in all."""
+    """Return frames number `first` … `first + count − 1` in display order, and how many the recording has in all."""
     with _open(data, limits) as source:
-        window = source.times[first : first + count]
-        return source.take(window, len(window), network), len(source.times)
+        window = range(first, min(first + count, source.count))
+        return source.take(window, len(window), network), source.count
 
 
 def pictures(data: bytes, limits: Limits) -> Iterator[tuple[float, Picture]]:
-    """Every frame that decodes, in display order: its time in ms and its upright RGB picture (height, width, 3)."""
+    """Yield every frame that decodes, in display order: its time in ms, its upright RGB picture (height, width, 3)."""
     with _open(data, limits) as source:
         yield from source.decode_all()
 
@@ -63,16 +64,19 @@ def pictures(data: bytes, limits: Limits) -> Iterator[tuple[float, Picture]]:
 class _Still:
     """A single picture: a JPEG is a recording of one frame."""
 
-    times: Sequence[int] = (0,)
+    count = 1
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, limits: Limits) -> None:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # honours the EXIF orientation
         if picture is None:
             raise Failure(Cause.NO_FRAMES, "the picture is cut off or damaged")
+        height, width = picture.shape[:2]
+        if width * height > limits.pixels:
+            raise containers.too_many_pixels(width, height, limits.pixels)
         self._picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
     def spread(self, _count: int) -> Sequence[int]:
-        return self.times
+        return (0,)
 
     def take(self, wanted: Sequence[int], asked: int, network: tuple[int, int]) -> Sample:
         height, width = self._picture.shape[:2]
@@ -83,156 +87,202 @@ class _Still:
         yield 0.0, self._picture
 
 
-class _Video:
-    """A demuxed recording: every packet is known (cheap: nothing is decoded), so each frame's time is known too."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Packets `first` … `last` to decode in one go, and the numbers of the frames wanted of them."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, data: bytes, limits: Limits) -> None:
-        self._stream = stream
+    first: int
+    last: int
+    wanted: list[int]
+
+
+class _FalseKeyframe(Exception):  # noqa: N818 - a finding, not an error
+    """Decoding began at a packet that is no keyframe, though the container says so."""
+
+
+class _Video:
+    """A demuxed recording. Packets are known by their number in decoding order, frames by theirs in display order.
+
+    While decoding, each packet's number is its timestamp: so frames are told apart whatever their times are.
+    """
+
+    def __init__(self, source: Source, data: bytes, limits: Limits) -> None:
         self._limits = limits
-        self._time_base = stream.time_base or Fraction(1, 1000)
-        self._truncated = _ends_early(data)
-        self._corrupt = False
-        self._packets = self._demux(container)
-        shown = [packet for packet in self._packets if not packet.is_discard] or self._packets
-        self.times = sorted({_pts(packet) for packet in shown})
-        if not self.times:
+        self._context = source.stream.codec_context
+        self._packets = source.packets
+        self._corrupt = source.damaged
+        if not self._packets:
             raise Failure(Cause.NO_FRAMES, "the video stream has no frames")
-        last = max(_pts(packet) + (packet.duration or 0) for packet in shown)
-        if last == self.times[-1] and len(self.times) > 1:  # the container tells no durations: take a typical one
-            last += round((self.times[-1] - self.times[0]) / (len(self.times) - 1))
-        self._end = last
-        self._order = {_pts(packet): index for index, packet in reversed(list(enumerate(self._packets)))}
-        keys = sorted((_pts(p), i) for i, p in enumerate(self._packets) if p.is_keyframe)
-        self._key_times = [time for time, _ in keys]
-        self._key_indexes = [index for _, index in keys]
+        check = keyframes.check_of(self._context.codec, self._context.extradata)
+        self._checked = check is not None
+        claims = [packet.is_keyframe for packet in self._packets]
+        starts = keyframes.starts(claims, lambda number: bytes(self._packets[number]), check)
+        self._truncated = source.recovered or ends_early(data, source.container.format.name, starts, len(self._packets))
+        self._line, self._numbers = self._timeline(source, starts)
+        self.count = len(self._line.times)
+        rank = {number: place for place, number in enumerate(self._numbers)}
+        self._rank = rank
+        self._use_keyframes([(rank[number], number) for number in starts if number in rank])
+
+    def _timeline(self, source: Source, starts: Sequence[int]) -> tuple[Timeline, Sequence[int]]:
+        """Return the timeline of the frames that are shown, and the packet number of each."""
+        first = starts[0] if starts and self._checked else 0
+        if first:  # what comes before the first keyframe has nothing to be decoded from
+            self._corrupt = True
+        shown = [number for number in range(first, len(self._packets)) if not self._packets[number].is_discard]
+        shown = shown or list(range(len(self._packets)))
+        stream = source.stream
+        line = timeline(
+            [_stamp(self._packets[number]) for number in shown],
+            stream.time_base or Fraction(1, 1000),
+            reorder=self._context.has_b_frames,
+            real_dts=not source.container.format.name.startswith("matroska"),
+            rate=stream.guessed_rate,
+        )
+        return line, shown if line.order is None else [shown[place] for place in line.order]
+
+    def _use_keyframes(self, keyframes_: Sequence[tuple[int, int]]) -> None:
+        """Take these for keyframes: (frame number, packet number) each."""
+        self._key_frames = [frame for frame, _ in sorted(keyframes_)]
+        self._key_packets = [packet for _, packet in sorted(keyframes_)]
 
     def spread(self, count: int) -> list[int]:
-        return spread(self.times, self._key_times, self._end, count)
+        return spread(self._line.times, self._key_frames, self._line.end, count)
 
     def take(self, wanted: Sequence[int], asked: int, network: tuple[int, int]) -> Sample:
-        """The frames at the `wanted` times (pts); a change of size in mid-stream is fitted to the first frame's."""
-        frames: list[Frame] = []
-        size = (0, 0)
-        for time, picture in self._decode(wanted):
-            if not frames:
-                size = picture.shape[1], picture.shape[0]
-            fitting = picture if picture.shape[1::-1] == size else np.asarray(cv2.resize(picture, size), np.uint8)
-            frames.append(Frame(Letterbox(*size, *network).apply(fitting), time))
+        """Decode the frames of these numbers; a change of size in mid-stream is fitted to the first frame's."""
+        corrupt = self._corrupt
+        try:
+            frames, size = self._fitted(wanted, network)
+        except _FalseKeyframe:
+            self._corrupt = corrupt
+            self._use_keyframes([])
+            frames, size = self._fitted(wanted, network)
         if not frames:
             raise Failure(Cause.NO_FRAMES, "none of the frames can be decoded")
         return Sample(
             tuple(frames),
             asked,
             *size,
-            self._ms(self._end),
+            self._line.duration,
             self._truncated,
             self._corrupt or len(frames) < len(wanted),
+            self._line.timing,
         )
 
+    def _fitted(self, wanted: Sequence[int], network: tuple[int, int]) -> tuple[list[Frame], tuple[int, int]]:
+        frames: list[Frame] = []
+        size = (0, 0)
+        for time, picture in self._decode(wanted):
+            if not frames:
+                size = picture.shape[1], picture.shape[0]
+            fitting = picture if picture.shape[1::-1] == size else np.asarray(cv2.resize(picture, size), np.uint8)
+            frames.append(Frame(Letterbox(*size, *network).apply_fast(fitting), time))
+        return frames, size
+
     def decode_all(self) -> Iterator[tuple[float, Picture]]:
-        yield from self._decode(self.times)
-
-    def _ms(self, pts: int) -> float:
-        return float((pts - self.times[0]) * self._time_base * 1000)
-
-    def _demux(self, container: InputContainer) -> list[_Packet]:
-        packets: list[_Packet] = []
-        try:
-            for packet in container.demux(self._stream):
-                if not packet.size:
-                    continue
-                if packet.pts is None:
-                    packet.pts = len(packets) if packet.dts is None else packet.dts
-                packets.append(packet)
-                if len(packets) > self._limits.frames:
-                    raise Failure(Cause.TOO_LARGE, f"more frames than RECORDING_MAX_FRAMES ({self._limits.frames})")
-        except av.FFmpegError:
-            self._corrupt = True
-        return packets
+        yield from self._decode(range(self.count))
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[float, Picture]]:
-        """The wanted frames by time; one that can't be decoded is replaced by the next that can."""
-        for first, last, times in self._runs(wanted):
-            for frame in _choose(self._frames(first, last), times, self._mark_corrupt):
-                yield self._ms(frame.pts or 0), _upright(frame)
+        """Yield the wanted frames in order; one that can't be decoded is replaced by the next that can."""
+        for run in self._runs(wanted):
+            for number, frame in _choose(self._run(run), run.wanted, self._mark_corrupt):
+                yield self._line.milliseconds(number), _upright(frame)
 
     def _mark_corrupt(self) -> None:
         self._corrupt = True
 
-    def _runs(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-        """Stretches of packets to decode in one go: each from a keyframe to the last frame wanted of it."""
-        run: tuple[int, int, list[int]] | None = None
-        for time in wanted:
-            place = bisect_right(self._key_times, time) - 1
-            first, last = self._key_indexes[place] if place >= 0 else 0, self._order[time]
-            first = min(first, last)
-            if run and first <= run[1]:
-                run = run[0], max(run[1], last), [*run[2], time]
+    def _runs(self, wanted: Sequence[int]) -> Iterator[_Run]:
+        """Yield the stretches to decode: each from a keyframe to the last frame wanted of it."""
+        run: _Run | None = None
+        for number in wanted:
+            place = bisect_right(self._key_frames, number) - 1
+            last = self._numbers[number]
+            if self._line.order is None:
+                last = min(last + _REORDER, len(self._packets) - 1)
+                if place >= 0 and self._key_frames[place] == number:
+                    last = self._numbers[number]
+            first = min(self._key_packets[place] if place >= 0 else 0, last)
+            if run and first <= run.last + 1:
+                run = _Run(run.first, max(run.last, last), [*run.wanted, number])
             else:
                 if run:
                     yield run
-                run = first, last, [time]
+                run = _Run(first, last, [number])
         if run:
             yield run
 
-    def _frames(self, first: int, last: int) -> Iterator[VideoFrame]:
-        """What packets `first` … `last` decode to, going on past holes."""
-        context = self._stream.codec_context
-        for packet in (*self._packets[first : last + 1], None):
+    def _run(self, run: _Run) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode a run; one whose keyframe does not decode begins at the keyframe before."""
+        frames = self._frames(run.first, run.last)
+        head = next(frames, None)
+        if run.first and not self._checked and not self._is_keyframe(head, run.first):
+            raise _FalseKeyframe
+        if head is None and run.first:
+            self._corrupt = True
+            before = bisect_right(self._key_packets, run.first - 1) - 1
+            yield from self._frames(self._key_packets[before] if before >= 0 else 0, run.last)
+        elif head is not None:
+            yield head
+            yield from frames
+
+    def _is_keyframe(self, head: tuple[int, VideoFrame] | None, packet: int) -> bool:
+        """True if the first frame that came out is a keyframe, and the one of the packet that decoding began at."""
+        return head is not None and head[1].key_frame and head[0] == self._rank.get(packet)
+
+    def _frames(self, first: int, last: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield number and picture of what packets `first` … `last` decode to, going on past holes."""
+        start = bisect_right(self._numbers, first - 1) if self._line.order is None else 0
+        pixels, count = self._limits.pixels, 0
+        for number in (*range(first, last + 1), None):
             try:
-                for frame in context.decode(packet):
+                for frame in self._context.decode(self._numbered(number)):
                     if frame.is_corrupt:
                         self._corrupt = True
-                    if frame.width * frame.height > self._limits.pixels:
-                        raise _too_many_pixels(frame.width, frame.height, self._limits)
-                    yield frame
+                    if frame.width * frame.height > pixels:
+                        raise containers.too_many_pixels(frame.width, frame.height, pixels)
+                    place = self._place(frame, start + count)
+                    count += 1
+                    if place is not None:
+                        yield place, frame
             except av.FFmpegError:
                 self._corrupt = True
-        context.flush_buffers()
+        self._context.flush_buffers()
+
+    def _numbered(self, number: int | None) -> "containers.Packet | None":
+        if number is None:
+            return None
+        packet = self._packets[number]
+        packet.pts = packet.dts = number
+        return packet
+
+    def _place(self, frame: VideoFrame, counted: int) -> int | None:
+        """Return a decoded frame's number, None where it is not shown; `counted`: its number if all before decoded."""
+        if self._line.order is None:
+            return counted if counted < self.count else None
+        return None if frame.pts is None else self._rank.get(frame.pts)
 
 
-def spread(times: Sequence[int], keyframes: Sequence[int], end: int, count: int) -> list[int]:
-    """Which of the frame `times` (sorted, up to `end`) to look at: the rule of `sample`, in any unit of time."""
-    start, spacing = times[0], Fraction(end - times[0], count)
-    chosen: list[int] = []
-    for i in range(count):
-        target = start + (i + Fraction(1, 2)) * spacing
-        after = bisect_right(keyframes, target)
-        before = keyframes[after - 1] if after else None
-        following = keyframes[after] if after < len(keyframes) else None
-        frame = _nearest(times, target)
-        if before is not None and (end if following is None else following) - before <= spacing:
-            key = before if following is None or target - before <= following - target else following
-            frame = frame if key in chosen else key
-        if frame not in chosen:
-            chosen.append(frame)
-    return sorted(chosen)
-
-
-def _nearest(times: Sequence[int], target: Fraction) -> int:
-    after = min(bisect_left(times, target), len(times) - 1)
-    before = max(0, after - 1)
-    return times[before] if target - times[before] <= times[after] - target else times[after]
+def _stamp(packet: containers.Packet) -> Stamp:
+    return Stamp(packet.pts, packet.dts, packet.duration or 0)
 
 
 def _choose(
-    frames: Iterable[VideoFrame], wanted: Sequence[int], on_missing: Callable[[], None]
-) -> Iterator[VideoFrame]:
-    """The frames at the wanted times; for a missing one the next that comes, or the last before it."""
+    frames: Iterable[tuple[int, VideoFrame]], wanted: Sequence[int], on_missing: Callable[[], None]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the frames of the wanted numbers; for a missing one the next that comes, or the last before it."""
     waiting = list(wanted)
-    spare: VideoFrame | None = None
-    for frame in frames:
-        if frame.pts is None:
-            continue
-        due = bisect_right(waiting, frame.pts)
+    spare: tuple[int, VideoFrame] | None = None
+    for number, frame in frames:
+        due = bisect_right(waiting, number)
         if not due:
-            spare = frame
+            spare = number, frame
             continue
-        if due > 1 or waiting[0] != frame.pts:
+        if due > 1 or waiting[0] != number:
             on_missing()
         del waiting[:due]
         spare = None
-        yield frame
+        yield number, frame
     if waiting:
         on_missing()
         if spare is not None:
@@ -240,80 +290,15 @@ def _choose(
 
 
 def _upright(frame: VideoFrame) -> Picture:
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    picture = colour.rgb(frame)
     turns = round((frame.rotation or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
-def _pts(packet: _Packet) -> int:
-    return packet.pts if packet.pts is not None else 0
-
-
 @contextmanager
 def _open(data: bytes, limits: Limits) -> Iterator[_Video | _Still]:
-    if not data:
-        raise Failure(Cause.EMPTY, "the recording has no bytes")
-    if data.startswith(b"Salted__"):
-        raise Failure(Cause.ENCRYPTED, "the recording is encrypted, which this version can't read yet")
-    bounds = {"threads": "1"}
-    if not data.startswith(_STILLS):  # with the bound, FFmpeg would not even tell the size of a picture
-        bounds["max_pixels"] = str(limits.pixels)
-    try:
-        container = av.open(
-            io.BytesIO(data),
-            "r",
-            options=bounds,
-            container_options={**bounds, "format_whitelist": _FORMATS, "protocol_whitelist": ""},
-        )
-    except (av.FFmpegError, ValueError, OSError):
-        raise Failure(Cause.NOT_A_VIDEO, _why_unreadable(data)) from None
-    with container:
-        if not container.streams.video:
-            raise Failure(Cause.NO_VIDEO_STREAM, "the file has no video stream")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context.width * context.height > limits.pixels:
-            raise _too_many_pixels(context.width, context.height, limits)
-        if container.format.name.endswith("_pipe"):
-            yield _Still(data)
-            return
-        # One thread each: the decoder processes already use all cores, and threads only add frame delay.
-        context.thread_count = 1
-        context.options = bounds
-        yield _Video(container, stream, data, limits)
-
-
-def _too_many_pixels(width: int, height: int, limits: Limits) -> Failure:
-    return Failure(Cause.TOO_MANY_PIXELS, f"frames of {width} x {height} exceed RECORDING_MAX_PIXELS ({limits.pixels})")
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The top-level boxes of an mp4: kind, start, and end as its size says (0 = to the end of the file)."""
-    place = 0
-    while place + 8 <= len(data):
-        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        if size == 1 and place + 16 <= len(data):
-            size = int.from_bytes(data[place + 8 : place + 16], "big")
-        end = place + size if size else len(data)
-        if end < place + 8:
-            return
-        yield kind, place, end
-        place = end
-
-
-def _is_mp4(data: bytes) -> bool:
-    return data[4:8] in (b"ftyp", b"moov", b"styp", b"moof", b"mdat")
-
-
-def _ends_early(data: bytes) -> bool:
-    """An mp4 whose last box is longer than what is left of the file, or cut in its header."""
-    if not _is_mp4(data):
-        return False
-    end = max((end for _, _, end in _boxes(data)), default=0)
-    return end > len(data) or 0 < len(data) - end < 8
-
-
-def _why_unreadable(data: bytes) -> str:
-    if _is_mp4(data) and not any(kind == b"moov" for kind, _, _ in _boxes(data)):
-        return "the mp4 has no index (moov): it was cut off before its end"
-    return "this is neither a video nor a JPEG, or it is damaged at its beginning"
+    with containers.opened(data, limits.pixels, limits.frames) as source:
+        if source.container.format.name.endswith("_pipe") and len(source.packets) <= 1:
+            yield _Still(data, limits)
+        else:
+            yield _Video(source, data, limits)

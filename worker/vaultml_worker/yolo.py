@@ -37,15 +37,23 @@ def detections(
     chosen = candidates.scores > threshold
     boxes, scores, classes = candidates.boxes[chosen], candidates.scores[chosen], candidates.classes[chosen]
     if wanted:
-        named = np.array([labels[index] in wanted for index in classes], dtype=bool)
+        named = np.array([label(labels, index) in wanted for index in classes], dtype=bool)
         boxes, scores, classes = boxes[named], scores[named], classes[named]
     kept = suppress(boxes, scores, classes)
     restored = letterbox.restore(boxes[kept])
     return tuple(
-        Detection(labels[int(classes[index])], float(scores[index]), box)
+        Detection(label(labels, classes[index]), float(scores[index]), box)
         for index, box in zip(kept, restored, strict=True)
         if box[2] > box[0] and box[3] > box[1]
     )
+
+
+def label(labels: Sequence[str], number: int | np.integer) -> str:
+    """Return the label of class `number`; one that has none, in a model whose number of classes is unknown, its number.
+
+    The labels are checked when a model is loaded, so far as its graph shows its classes.
+    """
+    return labels[int(number)] if 0 <= number < len(labels) else f"class {number}"
 
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer]) -> NDArray[np.intp]:

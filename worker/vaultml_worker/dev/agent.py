@@ -87,7 +87,7 @@ def send(
             if stop.wait(1 / rate if rate and index else 0):
                 return
             camera = f"camera{index % cameras + 1}"
-            name = f"{began + round(index * seconds)}_6-967003_{camera}_200-200-400-400_24_{duration}.mp4"
+            name = f"{began + round(index * seconds)}_1-0_{camera}_0-0-0-0_-1_{duration}.mp4"  # a continuous one
             headers = {
                 ACCESS_KEY: vault.access_key,
                 SECRET_KEY: vault.secret_key,

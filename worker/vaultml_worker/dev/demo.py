@@ -198,8 +198,8 @@ def _show(console: Console, out: Path, recordings: Path, results: Mapping[str, d
             path = out / f"{Path(key).stem}.mp4"
             decoders.run(annotate.video_file, data, vaultml, str(path), Limits())
             pictures.append(path.with_suffix(".jpg"))
-            middle = vaultml["frames"]["timestamps"][vaultml["frames"]["decoded"] // 2]
-            decoders.run(annotate.picture_file, data, vaultml, str(pictures[-1]), Limits(), middle)
+            shown_frame = annotate.richest_frame(vaultml)
+            decoders.run(annotate.picture_file, data, vaultml, str(pictures[-1]), Limits(), shown_frame)
             kinds = reports.summary(vaultml).partition(";")[0]
             milliseconds = sum(vaultml["timings"].values())
             table.add_row(Path(key).name, kinds, str(vaultml["objects"]["moving"]), f"{milliseconds:.0f}")

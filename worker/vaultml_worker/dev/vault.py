@@ -19,6 +19,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY
+from vaultml_worker.recording_names import parse_name
 
 DIRECTORY = "X-Kerberos-Storage-Directory"
 DEVICE = "X-Kerberos-Storage-Device"
@@ -83,15 +84,15 @@ class _Vault:
         view = (request.endpoint or "").rpartition(".")[2]
         if view in ("health", "signed"):
             return None
-        given = request.headers.get(ACCESS_KEY), request.headers.get(SECRET_KEY)
+        given = _header(ACCESS_KEY), _header(SECRET_KEY)
         if None in given:
             return _error(400, "missing credentials")
         if given != (self._account.access_key, self._account.secret_key):
             # The real Vault's body echoes both keys: a client must never log it.
             return _error(401, f"wrong access key {given[0]} or secret key {given[1]}")
-        if view == "ping" or request.headers.get(PROVIDER) == self._account.provider:
+        if view == "ping" or _header(PROVIDER) == self._account.provider:
             return None
-        missing = PROVIDER not in request.headers
+        missing = _header(PROVIDER) is None
         return _error(400 if missing else 401, "missing provider" if missing else "account not bound to provider")
 
     def health(self) -> Response:
@@ -108,7 +109,7 @@ class _Vault:
         path = self._stored()
         if isinstance(path, Response):
             return path
-        key, expires = request.headers[FILE_NAME], int(time.time()) + 3600
+        key, expires = _header(FILE_NAME) or "", int(time.time()) + 3600
         base, signature = request.base_url.removesuffix("/storage"), self._sign(key, expires)
         url = f"{base}/signed/{quote(key)}?X-Amz-Expires={expires}&X-Amz-Signature={signature}"
         return Response(json.dumps({"data": url}), mimetype="application/json")
@@ -122,7 +123,7 @@ class _Vault:
         return _recording(path) if path.is_file() else _error(404, "no such recording")
 
     def store(self) -> Response:
-        key = f"{request.headers.get(DIRECTORY, '')}/{request.headers.get(FILE_NAME, '')}"
+        key = f"{_header(DIRECTORY) or ''}/{_header(FILE_NAME) or ''}"
         path = _inside(self._root, key)
         if path is None:
             return _error(400, "missing or bad directory or file name")
@@ -146,7 +147,7 @@ class _Vault:
         return _error(501, "this Vault can't forward")
 
     def _stored(self) -> Path | Response:
-        path = _inside(self._root, request.headers.get(FILE_NAME, ""))
+        path = _inside(self._root, _header(FILE_NAME) or "")
         if path is None:
             return _error(400, "missing or bad file name")
         return path if path.is_file() else _error(404, "no such recording")
@@ -178,6 +179,15 @@ class _Silent(WSGIRequestHandler):
         """Log nothing: request lines hold signed URLs."""
 
 
+def _header(name: str) -> str | None:
+    """Return a request's header, which WSGI reads as Latin-1, as the UTF-8 that Agents and workers send."""
+    given = request.headers.get(name)
+    try:
+        return None if given is None else given.encode("latin-1").decode()
+    except UnicodeError:
+        return given
+
+
 def _recording(path: Path) -> Response:
     return Response(path.read_bytes(), mimetype="video/mp4")
 
@@ -195,9 +205,8 @@ def _inside(root: Path, key: str) -> Path | None:
 
 def _event(key: str, size: int, provider: str) -> dict[str, Any]:
     """The event that Vault publishes for a stored recording."""
-    headers, stem = request.headers, Path(key).stem
-    parts = stem.split("_")
-    named = len(parts) >= 6
+    name = parse_name(key)
+    device, duration, fps = _header(DEVICE) or "", _header(DURATION), _header(FPS)
     now = int(time.time())
     return {
         "events": ["monitor", "sequence", "analysis", "throttler", "notification"],
@@ -211,18 +220,18 @@ def _event(key: str, size: int, provider: str) -> dict[str, Any]:
             "bytes_ranges": "",
             "bytes_range_on_time": None,
             "metadata": {
-                "event-timestamp": parts[0] if named else str(now),
-                "event-microseconds": parts[1].partition("-")[2] if named else "0",
-                "event-instancename": headers.get(DEVICE) or ("_".join(parts[2:-3]) if named else ""),
-                "event-regioncoordinates": parts[-3] if named else "",
-                "event-numberofchanges": parts[-2] if named else "0",
-                "event-token": parts[-1] if named else "0",
-                "productid": headers.get(DEVICE, ""),
-                "publickey": headers.get(CLOUD_KEY, ""),
+                "event-timestamp": str(name.seconds if name else now),
+                "event-microseconds": "0",
+                "event-instancename": device or (name.camera if name else None) or "",
+                "event-regioncoordinates": "-".join(map(str, name.region)) if name and name.region else "",
+                "event-numberofchanges": str((name.changes if name else None) or 0),
+                "event-token": str((name.duration if name else None) or 0),
+                "productid": device,
+                "publickey": _header(CLOUD_KEY) or "",
                 "uploadtime": str(now),
-                "capture": headers.get(CAPTURE, ""),
-                **({"duration": headers[DURATION]} if DURATION in headers else {}),
-                **({"fps": headers[FPS]} if FPS in headers else {}),
+                "capture": _header(CAPTURE) or "",
+                **({"duration": duration} if duration is not None else {}),
+                **({"fps": fps} if fps is not None else {}),
             },
         },
         "date": now,
