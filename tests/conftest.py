@@ -1,11 +1,12 @@
 """Parts that several suites use, fetched or started once per run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything imports onnxruntime
@@ -14,6 +15,7 @@ from tests.parts import need
 from vaultml_worker import fetch
 from vaultml_worker.dev import footage
 from vaultml_worker.dev.broker import EmbeddedBroker
+from vaultml_worker.dev.vault import VaultServer
 from vaultml_worker.records import InvalidInput
 
 _HERE = Path(__file__).parent
@@ -71,3 +73,17 @@ def broker() -> Iterator[EmbeddedBroker]:
     """The embedded broker; every test takes topics of its own."""
     with EmbeddedBroker() as running:
         yield running
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Flask], str]]:
+    """Serves applications, and gives their addresses."""
+    servers: list[VaultServer] = []
+
+    def start(app: Flask) -> str:
+        servers.append(VaultServer(app))
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.close()

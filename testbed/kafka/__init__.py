@@ -2,5 +2,6 @@
 
 from testbed.kafka.broker import Broker
 from testbed.kafka.distribution import available, jars
+from testbed.kafka.strict import OAuthBroker, StrictBroker
 
-__all__ = ["Broker", "available", "jars"]
+__all__ = ["Broker", "OAuthBroker", "StrictBroker", "available", "jars"]

@@ -17,7 +17,7 @@ from flask import Response, abort, request
 from testbed.kafka import Broker
 from testbed.process import LOOPBACK, free_port, wait_for
 from testbed.worker import Worker
-from vaultml_common.vault import FILE_NAME
+from vaultml_common.vault import FILE_NAME, PROVIDER
 from vaultml_worker.dev.vault import Account, VaultServer, application
 
 WAIT_S = 60
@@ -89,7 +89,7 @@ class Vault:
             self.break_signed -= 1
             if self.break_signed >= 0:
                 abort(500)
-        elif called == "blob":
+        elif called == "blob" and request.headers.get(PROVIDER) == self._account.provider:  # not the worker's own check
             with self._turn:
                 self.asked.append(request.headers[FILE_NAME])
                 self._turn.wait_for(lambda: self._tickets is None or self._tickets > 0)

@@ -68,7 +68,7 @@ def test_a_wrong_password(scene: Scene, mechanism: str) -> None:
     code, found = doctor(scene.environment(KAFKA_PASSWORD="wr0ng!@#$%pass", KAFKA_MECHANISM=mechanism))
     assert (code, wrong(found)) == (1, ["broker"])
     assert "authentication failed" in found["broker"]["found"]
-    assert found["broker"]["advice"] == "check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM"
+    assert found["broker"]["advice"].startswith("check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM")
 
 
 @pytest.mark.parametrize("name", ["queue", "results"])

@@ -15,11 +15,7 @@ import pytest
 import trustme
 from confluent_kafka import Producer
 
-# Also in confluent_kafka.admin, but not for type checkers.
-from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
-from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
-
-from testbed.kafka import Broker, available
+from testbed.kafka import Broker, StrictBroker, available
 from testbed.process import wait_for
 from tests.parts import need
 from vaultml_common.kafka import Login
@@ -30,35 +26,10 @@ WAIT_S = 30
 WRONG = "wrong-PLANTED"
 
 
-class Strict(Broker):
-    """A broker that offers PLAIN alone, and where the user may see what an ACL allows."""
-
-    def _write_properties(self, auto_create_topics: bool) -> None:
-        super()._write_properties(auto_create_topics)
-        with self._properties.open("a") as properties:
-            properties.write("sasl.enabled.mechanisms=PLAIN\n")
-            properties.write("authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n")
-            properties.write("super.users=User:ANONYMOUS\n")
-
-    def allow(self, topic: str) -> None:
-        acl = AclBinding(
-            ResourceType.TOPIC,
-            topic,
-            ResourcePatternType.LITERAL,
-            f"User:{self.username}",
-            "*",
-            AclOperation.READ,
-            AclPermissionType.ALLOW,
-        )
-        admin = self._admin()
-        for future in admin.create_acls([acl]).values():
-            future.result(timeout=WAIT_S)
-
-
 @pytest.fixture(scope="module")
-def strict() -> Iterator[Strict]:
+def strict() -> Iterator[StrictBroker]:
     need(available())
-    with Strict(auto_create_topics=True) as broker:
+    with StrictBroker(auto_create_topics=True) as broker:
         yield broker
 
 
@@ -240,11 +211,11 @@ def test_settings_that_no_client_takes_are_told(kafka: Broker) -> None:
         assert not ask(login(at, password=odd), "t", within=3).ok
 
 
-def test_a_mechanism_that_is_not_offered_and_topics_that_may_not_be_seen(strict: Strict) -> None:
+def test_a_mechanism_that_is_not_offered_and_topics_that_may_not_be_seen(strict: StrictBroker) -> None:
     at = connection(strict, "SASL_PLAINTEXT")
     for name in ("mine", "theirs"):
         strict.create_topic(name)
-    strict.allow("mine")
+    strict.allow("topic", "mine", "read")
     wait_for(lambda: ask(at, "mine").ok, WAIT_S, "the ACL to count")
     outcome = ask(at, "mine", "theirs", within=2)
     assert outcome.reason == "NotAuthorized"
@@ -255,7 +226,7 @@ def test_a_mechanism_that_is_not_offered_and_topics_that_may_not_be_seen(strict:
     assert "does not offer SCRAM-SHA-256: set mechanism to one of PLAIN" in outcome.message
 
 
-def test_no_topic_is_created_by_looking_even_where_brokers_would(strict: Strict) -> None:
+def test_no_topic_is_created_by_looking_even_where_brokers_would(strict: StrictBroker) -> None:
     at = Connection((strict.plaintext,))
     for _ in range(3):
         assert ask(at, "made-by-looking").reason == "TopicMissing"

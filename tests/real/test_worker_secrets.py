@@ -89,7 +89,7 @@ def test_no_secret_is_seen_anywhere(kafka: Broker, scene: Scene, form: str) -> N
     scene.vault.start()
     scene.await_results(keys_of([with_urls, with_keys]))
     letters = scene.await_letters(6)
-    assert [letter.cause for letter in letters] == ["unauthorized", "not-found"] + 4 * ["bad-event"]
+    assert [letter.cause for letter in letters] == ["event-unauthorized", "not-found"] + 4 * ["bad-event"]
     scene.await_committed()
     shown = surfaces(scene, worker)
     assert worker.terminate() == 0

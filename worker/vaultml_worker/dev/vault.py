@@ -5,6 +5,7 @@ import hmac
 import json
 import re
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -156,11 +157,13 @@ class _Vault:
 
 
 class VaultServer:
-    """The application on a socket of this machine, served from threads; `url` is its address."""
+    """The application on a socket of this machine, served from threads, with TLS if `tls` is given; `url` is where."""
 
-    def __init__(self, app: Flask, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._server: BaseWSGIServer = make_server(host, port, app, threaded=True, request_handler=_Silent)
-        self.url = f"http://{host}:{self._server.server_port}"
+    def __init__(self, app: Flask, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        self._server: BaseWSGIServer = make_server(
+            host, port, app, threaded=True, request_handler=_Silent, ssl_context=tls
+        )
+        self.url = f"http{'s' if tls else ''}://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="vault", daemon=True)
         self._thread.start()
 

@@ -1,0 +1,190 @@
+"""The queue on Kafka when its client fails for good, and what it reports."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+
+from testbed.process import wait_for
+from vaultml_common.kafka import dead_letter_topic
+from vaultml_worker.dev.broker import EmbeddedBroker
+from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.queues import Ended, Ending, Message, Names
+from vaultml_worker.queues.kafka import queue as queue_
+from vaultml_worker.queues.kafka.queue import KafkaQueue
+from vaultml_worker.queues.kafka.reader import follow
+from vaultml_worker.queues.kafka.settings import KafkaSettings
+
+WAIT_S = 60
+
+
+@dataclass
+class Seen:
+    """An observer that keeps what it is told."""
+
+    troubles: list[str] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+
+    def trouble(self, sentence: str) -> None:
+        self.troubles.append(sentence)
+
+    def ended(self, ending: Ending) -> None:
+        self.endings.append(ending)
+
+    def count(self) -> Counter[Ended]:
+        return Counter(ending.how for ending in self.endings)
+
+
+@dataclass
+class Faults:
+    """Which calls fail for good: `left` polls of the consumer or the producer are yet to fail."""
+
+    consumer: int = 0
+    producer: int = 0
+
+    def due(self, kind: str) -> bool:
+        left: int = getattr(self, kind)
+        setattr(self, kind, max(0, left - 1))
+        return left > 0
+
+
+def fatal() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "planted", fatal=True))
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    faults = Faults()
+
+    class FaultyConsumer(Consumer):
+        def poll(self, *args: Any) -> Any:
+            if faults.due("consumer"):
+                raise fatal()
+            return super().poll(*args)
+
+    class FaultyProducer(Producer):
+        def poll(self, *args: Any) -> Any:
+            if faults.due("producer"):
+                raise fatal()
+            return super().poll(*args)
+
+    monkeypatch.setattr("vaultml_worker.queues.kafka.queue.Consumer", FaultyConsumer)
+    monkeypatch.setattr("vaultml_worker.queues.kafka.outbox.Producer", FaultyProducer)
+    monkeypatch.setattr(queue_, "_REBUILD_S", 0.2)
+    return faults
+
+
+@pytest.fixture
+def site(broker: EmbeddedBroker) -> Iterator[tuple[Names, KafkaSettings, Producer]]:
+    name = uuid4().hex[:8]
+    names = Names(f"in-{name}", f"out-{name}", dead_letter_topic(f"in-{name}", f"out-{name}"))
+    broker.create(names.source, names.target, names.dead_letters)
+    settings = KafkaSettings(kafka_broker=(broker.address,), kafka_group=f"group-{name}")
+    yield names, settings, Producer({"bootstrap.servers": broker.address})
+
+
+def published(broker: EmbeddedBroker, topic: str) -> list[bytes]:
+    bodies = follow({"bootstrap.servers": broker.address}, topic, threading.Event(), to_the_end=True)
+    return sorted(body for body in bodies if body is not None)
+
+
+def receive(queue: KafkaQueue, count: int) -> list[Message]:
+    given: list[Message] = []
+    end = time.monotonic() + WAIT_S
+    while len(given) < count:
+        assert time.monotonic() < end
+        if message := queue.receive(0.1):
+            given.append(message)
+    return given
+
+
+def work(queue: KafkaQueue, seen: Seen, until: Callable[[], bool]) -> None:
+    """Answer each message with its own body until a condition holds."""
+    end = time.monotonic() + WAIT_S
+    while not until():
+        assert time.monotonic() < end, f"in vain: {seen.troubles}"
+        if message := queue.receive(0.05):
+            queue.publish(message, message.body)
+
+
+@pytest.mark.parametrize("client", ["consumer", "producer"])
+def test_a_client_that_fails_for_good_is_replaced_and_nothing_is_lost(
+    broker: EmbeddedBroker, site: tuple[Names, KafkaSettings, Producer], faults: Faults, client: str
+) -> None:
+    names, settings, producer = site
+    seen = Seen()
+    queue = KafkaQueue(names, settings, seen)
+    bodies = [b"%d" % number for number in range(20)]
+    for number, body in enumerate(bodies):
+        producer.produce(names.source, body, partition=number % 4)
+    producer.flush(10)
+    held = receive(queue, 3)
+    work(queue, seen, lambda: seen.count()[Ended.PUBLISHED] >= 3)
+    setattr(faults, client, 1)
+    work(queue, seen, lambda: set(published(broker, names.target)) >= set(bodies) and queue.joined)
+    for message in held:  # they were given back: what comes of them now is nobody's
+        queue.publish(message, b"late")
+        queue.dead_letter(message, Failure(Cause.NOT_FOUND, "late"))
+    assert any("planted" in trouble and "replaced" in trouble for trouble in seen.troubles)
+    assert queue.healthy
+    queue.close(10)
+    assert len({id(ending.message) for ending in seen.endings}) == len(seen.endings)
+    assert set(published(broker, names.target)) == set(bodies)
+    assert published(broker, names.dead_letters) == []
+    assert seen.count()[Ended.GIVEN_BACK] >= len(held)
+
+
+def test_a_client_that_is_replaced_in_vain_is_unhealthy_until_it_works(
+    broker: EmbeddedBroker, site: tuple[Names, KafkaSettings, Producer], faults: Faults
+) -> None:
+    names, settings, producer = site
+    seen = Seen()
+    queue = KafkaQueue(names, settings, seen)
+    wait_for(lambda: queue.receive(0.05) is None and queue.joined, WAIT_S, "the queue to be joined")
+    faults.producer = 2
+    wait_for(lambda: queue.receive(0.02) is None and not queue.healthy, WAIT_S, "the queue to be unhealthy")
+    assert not queue.joined
+    producer.produce(names.source, b"a")
+    producer.flush(10)
+    work(queue, seen, lambda: seen.count()[Ended.PUBLISHED] == 1)
+    assert queue.healthy
+    queue.close(10)
+    assert published(broker, names.target) == [b"a"]
+
+
+def test_every_outcome_is_reported_once_it_is_durable(
+    broker: EmbeddedBroker, site: tuple[Names, KafkaSettings, Producer]
+) -> None:
+    names, settings, producer = site
+    seen = Seen()
+    queue = KafkaQueue(names, settings, seen)
+    for body in (b"good", None, b"bad", b"", b"open"):
+        producer.produce(names.source, body, partition=0)
+    producer.flush(10)
+    given = receive(queue, 4)
+    good, bad, empty, _ = given
+    assert [message.body for message in given] == [b"good", b"bad", b"", b"open"]
+    assert seen.count() == {Ended.SKIPPED: 1}
+    queue.publish(good, b"result")
+    queue.dead_letter(bad, Failure(Cause.NOT_FOUND, "gone"))
+    queue.publish(empty, None)
+    wait_for(lambda: queue.tend(0.05) is None and len(seen.endings) == 4, WAIT_S, "the outcomes")  # type: ignore[func-returns-value]
+    queue.close(10)
+    reported = {ending.message.body: (ending.how, ending.failure and ending.failure.cause) for ending in seen.endings}
+    assert reported[b"good"] == (Ended.PUBLISHED, None)
+    assert reported[b"bad"] == (Ended.DEAD_LETTERED, Cause.NOT_FOUND)
+    assert reported[b"open"] == (Ended.GIVEN_BACK, None)
+    assert seen.count() == {Ended.SKIPPED: 1, Ended.PUBLISHED: 2, Ended.DEAD_LETTERED: 1, Ended.GIVEN_BACK: 1}
+    assert published(broker, names.target) == [b"result"]
+    # What was given back is given again, and nothing else.
+    again = Seen()
+    second = KafkaQueue(names, settings, again)
+    work(second, again, lambda: again.count()[Ended.PUBLISHED] == 1)
+    assert [ending.message.body for ending in again.endings] == [b"open"]
+    second.close(10)
