@@ -58,6 +58,9 @@ bench-cpu: setup ## measure CPU engines beside each other, write benchmarks/RESU
 bench-gpu: setup ## measure the GPU engine on this machine's GPU, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks gpu --write
 
+bench-worker: setup ## measure the whole worker beside its parts, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks worker --write
+
 bench-operator: setup ## measure the operator with 10, 100 and 1,000 pipelines, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks operator --write
 
@@ -82,5 +85,5 @@ clean: ## remove what was made here (the caches of fetched parts stay)
 	rm -rf $(VENV) build dist demo-output .test-output .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo cluster test lint format docs bench bench-cpu bench-gpu bench-operator bench-autoscaling lock clean
+.PHONY: help setup demo cluster test lint format docs bench bench-cpu bench-gpu bench-worker bench-operator bench-autoscaling lock clean
 .DEFAULT_GOAL := help

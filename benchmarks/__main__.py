@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import autoscaling, cpu, engine, gpu, operator, sampling, simulator
+from benchmarks import autoscaling, cpu, engine, gpu, operator, sampling, simulator, worker
 from benchmarks.measure import machine
 from vaultml_worker.records import InvalidInput
 
@@ -26,6 +26,7 @@ class Name(StrEnum):
     OPERATOR = "operator"
     SIMULATOR = "simulator"
     AUTOSCALING = "autoscaling"
+    WORKER = "worker"
 
 
 _RUNS = {
@@ -36,6 +37,7 @@ _RUNS = {
     Name.OPERATOR: operator.run,
     Name.SIMULATOR: simulator.run,
     Name.AUTOSCALING: autoscaling.run,
+    Name.WORKER: worker.run,
 }
 
 
