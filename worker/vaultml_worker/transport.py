@@ -27,7 +27,7 @@ from requests.exceptions import (
     Timeout,
 )
 from requests.utils import get_environ_proxies
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from vaultml_worker.failures import Cause, Failure
 
@@ -136,9 +136,9 @@ def explain(error: BaseException) -> tuple[Cause, str]:
         (ProxyError, Cause.UNAVAILABLE, "the proxy (HTTPS_PROXY, or VAULT_PROXY) is not reachable or refuses"),
         (SSLError, Cause.TLS_FAILED, "no TLS, or a certificate that is not trusted"),
         (ConnectTimeout, Cause.UNAVAILABLE, "no connection in time"),
-        (Timeout, Cause.UNAVAILABLE, "no answer in time"),
+        ((Timeout, ReadTimeoutError), Cause.UNAVAILABLE, "no answer in time"),
         (ConnectionFailed, Cause.UNAVAILABLE, "no connection, or it broke"),
-        (RequestException, Cause.UNAVAILABLE, "the transfer broke off"),
+        ((RequestException, ProtocolError), Cause.UNAVAILABLE, "the transfer broke off"),
     )
     for kind, cause, reason in kinds:
         if isinstance(error, kind):

@@ -33,7 +33,10 @@ def detections(
     threshold: float,
     wanted: Collection[str] = (),
 ) -> tuple[Detection, ...]:
-    """Detections above `threshold`, best first, boxes in pixels of the recording; `wanted` empty = every label."""
+    """Return the detections above `threshold`, best first, boxes in pixels of the recording.
+
+    `wanted` empty means every label.
+    """
     chosen = candidates.scores > threshold
     boxes, scores, classes = candidates.boxes[chosen], candidates.scores[chosen], candidates.classes[chosen]
     if wanted:
@@ -57,19 +60,21 @@ def label(labels: Sequence[str], number: int | np.integer) -> str:
 
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer]) -> NDArray[np.intp]:
-    """Indexes of the boxes that stay after non-maximum suppression within each class, best score first."""
+    """Return the indexes of the boxes that non-maximum suppression within each class leaves, best score first."""
     order = np.argsort(-scores, kind="stable")
+    if len(order) < 2:
+        return order
     # Boxes of different classes are moved so far apart that they can't overlap: one pass serves all classes.
-    apart = boxes.astype(np.float64) + classes[:, None].astype(np.float64) * (
-        2 * float(np.abs(boxes).max(initial=0)) + 1
-    )
-    area = np.prod(apart[:, 2:] - apart[:, :2], axis=1)
-    kept: list[int] = []
-    while order.size:
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        low = np.maximum(apart[best, :2], apart[order, :2])
-        high = np.minimum(apart[best, 2:], apart[order, 2:])
-        shared = np.prod(np.clip(high - low, 0, None), axis=1)
-        order = order[shared <= IOU * (area[best] + area[order] - shared)]
-    return np.array(kept, dtype=np.intp)
+    apart = boxes[order].astype(np.float64)
+    apart += classes[order, None].astype(np.float64) * (2 * float(np.abs(apart).max()) + 1)
+    x1, y1, x2, y2 = np.ascontiguousarray(apart.T)
+    area = (x2 - x1) * (y2 - y1)
+    alive = np.ones(len(order), dtype=bool)
+    for best in range(len(order) - 1):
+        if alive[best]:
+            rest = slice(best + 1, None)
+            width = np.minimum(x2[rest], x2[best]) - np.maximum(x1[rest], x1[best])
+            height = np.minimum(y2[rest], y2[best]) - np.maximum(y1[rest], y1[best])
+            shared = np.maximum(width, 0) * np.maximum(height, 0)
+            alive[rest] &= shared <= IOU * (area[rest] + area[best] - shared)
+    return order[alive]
