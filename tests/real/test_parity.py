@@ -263,7 +263,7 @@ def test_activations_that_darknet_knows_are_darknets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["good", "20-comment"])
 def test_trials_that_darknet_reads_have_its_layer_table(name: str) -> None:
-    cfg = Path(__file__).parents[1] / f"data/trials/{name}.cfg"
+    cfg = Path(__file__).parents[1] / f"data/model-trials/{name}.cfg"
     assert darknet.layer_table(darknet.read_cfg(cfg)) == original.layer_table(cfg)
 
 

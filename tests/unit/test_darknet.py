@@ -9,7 +9,7 @@ from tests.networks import CFG, YOLOV4, YOLOV4_TINY, YOLOV7_TINY, described, tin
 from vaultml_worker import darknet
 from vaultml_worker.records import InvalidInput
 
-TRIALS = Path(__file__).parents[1] / "data/trials"
+TRIALS = Path(__file__).parents[1] / "data/model-trials"
 
 
 @pytest.fixture

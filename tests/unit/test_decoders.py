@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vaultml_worker import decoders as decoders_
 from vaultml_worker import video
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.records import Sample
+from vaultml_worker.records import Frame, Sample
 
 NETWORK = (96, 96)
 
@@ -62,6 +63,76 @@ def works(decoders: Decoders) -> Sample:
 def test_frames_come_back(decoders: Decoders) -> None:
     result = works(decoders)
     assert [frame.pixels.shape for frame in result.frames] == [(96, 96, 3)] * 2
+
+
+def test_frames_are_those_of_the_recording_in_one_block(decoders: Decoders) -> None:
+    data = clip(2)
+    ours, theirs = decoders.sample(data, 4, NETWORK), video.sample(data, 4, NETWORK, video.Limits())
+    assert len(ours.frames) == 4
+    for one, other in zip(ours.frames, theirs.frames, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert one.timestamp == other.timestamp
+    assert ours.pixels() is ours.frames[2].pixels.base
+    np.testing.assert_array_equal(ours.pixels(), theirs.pixels())
+    backwards = replace(ours, frames=ours.frames[::-1])
+    np.testing.assert_array_equal(backwards.pixels(), theirs.pixels()[::-1])
+    np.testing.assert_array_equal(replace(ours, frames=ours.frames[1:]).pixels(), theirs.pixels()[1:])
+    later = decoders.sample(clip(1), 1, NETWORK)  # does not touch what was given out before
+    assert later.frames
+    np.testing.assert_array_equal(ours.frames[0].pixels, theirs.frames[0].pixels)
+    everything, total = decoders.sample_all(data, 3, 5, NETWORK)
+    expected, count = video.sample_all(data, 3, 5, NETWORK, video.Limits())
+    assert total == count
+    np.testing.assert_array_equal(everything.pixels(), expected.pixels())
+
+
+def test_nothing_stays_behind() -> None:
+    """No file descriptors, and little memory after a large recording."""
+
+    def files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    pool = Decoders(processes=1, seconds=20, memory=1 << 30)
+    try:
+        assert works(pool).frames
+        before = files()
+        with pytest.raises(Failure):
+            pool.sample(b"nonsense" * (4 << 20), 2, NETWORK)
+        (child,) = pool._children
+        assert os.fstat(child.memory.fd).st_blocks * 512 <= 8 << 20
+        for _ in range(3):
+            assert fails(pool, crash) is Cause.DECODER_CRASHED
+            assert works(pool).frames
+        assert files() <= before + 2
+    finally:
+        pool.close()
+    assert child.memory.fd == -1
+
+
+def test_a_process_that_was_given_up_keeps_its_own_memory() -> None:
+    pool = Decoders(processes=1, seconds=20, memory=1 << 30)
+    try:
+        assert works(pool).frames
+        (child,) = pool._children
+        before = os.fstat(child.memory.fd).st_ino
+        child._replace()
+        assert os.fstat(child.memory.fd).st_ino != before
+        assert works(pool).frames
+    finally:
+        pool.close()
+
+
+def silent(*_: object) -> tuple[Sample, int]:
+    """What a process says that has lost its frames."""
+    frame = Frame(np.empty((0, 0, 3), np.uint8), 0.0)
+    return Sample((frame,) * 3, 3, 96, 96, 1000.0), 3
+
+
+def test_frames_that_are_missing_are_a_crash(monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> None:
+    monkeypatch.setattr(decoders_, "_sample", silent)
+    with pytest.raises(Failure) as caught:
+        Decoders.sample(decoders, b"tiny", 3, (999, 999))
+    assert caught.value.cause is Cause.DECODER_CRASHED
 
 
 def test_a_refusal_comes_back_as_itself(decoders: Decoders) -> None:

@@ -5,7 +5,7 @@ import pytest
 from vaultml_worker import labels
 from vaultml_worker.records import InvalidInput
 
-TRIALS = Path(__file__).parents[1] / "data/trials"
+TRIALS = Path(__file__).parents[1] / "data/model-trials"
 
 
 @pytest.mark.parametrize(

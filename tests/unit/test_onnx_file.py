@@ -11,7 +11,7 @@ from vaultml_worker import darknet, model, onnx_file
 from vaultml_worker.engines.onnx import OnnxEngine
 from vaultml_worker.records import InvalidInput
 
-TRIALS = Path(__file__).parents[1] / "data/trials"
+TRIALS = Path(__file__).parents[1] / "data/model-trials"
 
 
 @pytest.fixture

@@ -10,13 +10,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from vaultml_worker import video
 from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.memory import SharedMemory
 from vaultml_worker.records import Sample
 
 _GRACE_S = 30.0
@@ -25,6 +29,7 @@ _LOOK_S = 1.0
 """How often the one who waits looks whether the pool still works."""
 _POOLS = 3
 """How many pools may break before one takes a call."""
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 _AGAIN = (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT)
 
 
@@ -43,28 +48,40 @@ class Decoders:
             self._free.put(child)
 
     def sample(self, data: bytes, count: int, network: tuple[int, int]) -> Sample:
-        """`video.sample` in a child process."""
-        result: Sample = self.run(video.sample, data, count, network, self._limits)
-        return result
+        """`video.sample` in a child process; the frames' pixels lie one after the other in one array."""
+        sample, _ = self._sampled(data, network, None, count)
+        return sample
 
     def sample_all(self, data: bytes, first: int, count: int, network: tuple[int, int]) -> tuple[Sample, int]:
-        """`video.sample_all` in a child process."""
-        result: tuple[Sample, int] = self.run(video.sample_all, data, first, count, network, self._limits)
-        return result
+        """`video.sample_all` in a child process; pixels as those of `sample`."""
+        return self._sampled(data, network, first, count)
+
+    def _sampled(self, data: bytes, network: tuple[int, int], first: int | None, count: int) -> tuple[Sample, int]:
+        def call(child: _Child) -> tuple[Sample, int]:
+            sample, total = child.run(_sample, (len(data), first, count, network, self._limits), data)
+            return child.frames(sample, network), total
+
+        sampled: tuple[Sample, int] = self._lend(call)
+        return sampled
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call any importable function that decodes in a child, under the same limits; gives what it gives.
 
         Raises what it raises, and Failure DECODER_CRASHED, DECODER_TIMEOUT or DECODER_MEMORY.
         """
+        return self._lend(lambda child: child.run(function, args))
+
+    def _lend(self, call: "Callable[[_Child], Any]") -> Any:
+        """Make a call with a child that is free, and once more where that one crashed or was late."""
         child = self._free.get()
         try:
-            return child.run(function, args)
+            return call(child)
         except Failure as failure:
             if failure.cause not in _AGAIN:
                 raise
-            return child.run(function, args)
+            return call(child)
         finally:
+            child.memory.shrink()
             self._free.put(child)
 
     def warm_up(self) -> None:
@@ -87,16 +104,21 @@ class _Child:
     def __init__(self, seconds: float, memory: int) -> None:
         self._seconds = seconds
         self._memory = memory
+        self.memory = SharedMemory()
         self._pool = self._make()
 
     def start(self) -> "concurrent.futures.Future[Any]":
         future: concurrent.futures.Future[Any] = self._pool.schedule(_ready)
         return future
 
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """One try; pools that break before they begin with it don't count as one. Raises as `Decoders.run`."""
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], data: bytes = b"") -> Any:
+        """One try, with `data` in the shared memory; pools that break before they begin with it don't count as one.
+
+        Raises as `Decoders.run`.
+        """
         try:
             for _ in range(_POOLS):
+                self.memory.write(data)
                 future = self._schedule(function, args)
                 if future is not None and self._ended(future):
                     return future.result()
@@ -111,6 +133,17 @@ class _Child:
             if not isinstance(error, ProcessExpired):  # the pool itself broke
                 self._replace()
             raise Failure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+
+    def frames(self, sample: Sample, network: tuple[int, int]) -> Sample:
+        """Return a sample with the pixels that the process has left in the memory."""
+        pixels = np.empty((len(sample.frames), network[1], network[0], 3), np.uint8)
+        try:
+            self.memory.read(pixels)
+        except EOFError:
+            raise Failure(Cause.DECODER_CRASHED, "decoding ended without its frames, twice") from None
+        return replace(
+            sample, frames=tuple(replace(frame, pixels=each) for frame, each in zip(sample.frames, pixels, strict=True))
+        )
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...]) -> "concurrent.futures.Future[Any] | None":
         """Hand a call to the pool; None when that broke while idle, or breaks as it starts."""
@@ -142,6 +175,7 @@ class _Child:
 
     def close(self) -> None:
         end(self._pool)
+        self.memory.close()
 
     def _make(self) -> ProcessPool:
         # Not fork: the worker has threads (librdkafka's among them). A child is renewed now and then, so that what
@@ -151,10 +185,13 @@ class _Child:
             max_tasks=500,
             context=multiprocessing.get_context("forkserver"),
             initializer=_prepare,
-            initargs=(self._memory,),
+            initargs=(self._memory, self.memory),
         )
 
     def _replace(self) -> None:
+        # What is left of the old process may still write: it keeps its own memory.
+        self.memory.close()
+        self.memory = SharedMemory()
         broken, self._pool = self._pool, self._make()
         # Ending a broken pool may block on the lock that broke it.
         threading.Thread(target=end, args=(broken,), name="end-decoder", daemon=True).start()
@@ -171,8 +208,32 @@ def _ready() -> None:
     """Nothing: running it proves that a child is up."""
 
 
-def _prepare(memory: int) -> None:
+_shared: SharedMemory | None = None
+"""In a child: the memory that it shares with the worker."""
+
+
+def _sample(
+    size: int, first: int | None, count: int, network: tuple[int, int], limits: video.Limits
+) -> tuple[Sample, int]:
+    """Sample the recording of `size` bytes in the shared memory, and leave the pixels there; gives the rest.
+
+    `first` None spreads the frames over the recording; the number behind the sample is then of no meaning.
+    """
+    assert _shared is not None
+    data = _shared.read_bytes(size)
+    if first is None:
+        sample, total = video.sample(data, count, network, limits), count
+    else:
+        sample, total = video.sample_all(data, first, count, network, limits)
+    _shared.write(*(frame.pixels for frame in sample.frames))
+    return replace(sample, frames=tuple(replace(frame, pixels=_NO_PIXELS) for frame in sample.frames)), total
+
+
+def _prepare(memory: int, shared: SharedMemory) -> None:
     """Bound this child before it reads anything: to `memory` bytes beyond what its imports took."""
+    global _shared
+    _shared = shared
+    cv2.setNumThreads(1)  # the processes already use all cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_the_worker()

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from vaultml_worker import events, results, tracking, yolo
 from vaultml_worker.engines import Engine
 from vaultml_worker.failures import Cause, Failure
@@ -62,7 +60,7 @@ class Detector:
 
     def detect(self, sample: Sample) -> tuple[tuple[Detection, ...], ...]:
         """Detections of each sampled frame, boxes in pixels of the recording."""
-        frames = np.stack([frame.pixels for frame in sample.frames])
+        frames = sample.pixels()
         try:
             candidates = self.engine.detect(frames)
         except Exception as error:

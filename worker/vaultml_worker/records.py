@@ -104,6 +104,16 @@ class Sample:
     corrupt: bool = False
     timing: Timing = Timing.CONTAINER
 
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return the frames' pixels as (n, height, width, 3): not copied where they are the rows of one array."""
+        whole = self.frames[0].pixels.base
+        rows = [frame.pixels for frame in self.frames]
+        if whole is not None and whole.shape == (len(rows), *rows[0].shape):
+            places = [row.ctypes.data - whole.ctypes.data for row in rows]
+            if all(row.base is whole for row in rows) and places == [row.nbytes * n for n, row in enumerate(rows)]:
+                return whole
+        return np.stack(rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Detection:

@@ -88,7 +88,8 @@ class Settings(Environment):
     )
     model_names: Path | None = Field(
         default=None,
-        description="Labels, one a line; absent: the file beside the model that ends in `.names`, else COCO.",
+        description="Labels, one a line; absent: the file beside the model that ends in `.names`, else those in the "
+        ".onnx; else 80 classes are COCO's.",
     )
     engine: Literal["auto", "onnxruntime", "tensorrt"] = Field(
         default="auto",
