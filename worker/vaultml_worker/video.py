@@ -248,6 +248,8 @@ class _Video:
                     count += 1
                     if place is not None:
                         yield place, frame
+            except MemoryError:
+                raise MemoryError from None  # FFmpeg's own can't be pickled; the recording is not at fault
             except av.FFmpegError:
                 self._corrupt = True
         self._context.flush_buffers()

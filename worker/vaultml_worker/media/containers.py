@@ -111,6 +111,8 @@ def _open(data: bytes, bounds: Mapping[str, str], name: str | None = None) -> In
             return container
         container.close()
         return av.open(io.BytesIO(data), "r", format=name, options=dict(bounds), container_options=limits)
+    except MemoryError:
+        raise MemoryError from None  # FFmpeg's own can't be pickled
     except (av.FFmpegError, ValueError, OSError):
         return None
 
@@ -138,6 +140,8 @@ def _demux(container: InputContainer, frames: int) -> tuple[VideoStream, list[Pa
             count += 1
             if count > frames * len(decodable):
                 break
+    except MemoryError:
+        raise MemoryError from None
     except av.FFmpegError:
         damaged = True
     best = max(decodable, key=lambda stream: _preference(stream, len(packets[stream.index])))
