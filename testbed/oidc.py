@@ -34,7 +34,7 @@ def provider() -> Flask:
             "iss": "http://provider",
             "aud": "kafka",
             "sub": CLIENT_ID,
-            "scope": request.form.get("scope", ""),
+            "scope": request.form.get("scope") or "profile",
             "iat": now,
             "exp": now + 300,
         }

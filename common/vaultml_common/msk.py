@@ -25,7 +25,7 @@ def token_source(region: str) -> Callable[[str], tuple[str, float]]:
     """Return what gives librdkafka a token and the time at which it expires, in seconds since the epoch."""
 
     def token(_config: str) -> tuple[str, float]:
-        provider = import_module(_SIGNER).MSKAuthTokenProvider
+        provider = import_module(f"{_SIGNER}.MSKAuthTokenProvider")
         value, expires_ms = provider.generate_auth_token(_region(region))
         return str(value), expires_ms / 1000
 

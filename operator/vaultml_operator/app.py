@@ -46,7 +46,8 @@ class Options:
     image: str
     lease_namespace: str | None = None
     lease_name: str = LEASE
-    host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
+    host: str = "::"
+    """Address of health and metrics; `::` means all addresses, IPv4 and IPv6: probes come from outside the pod."""
     port: int = 8080
     concurrency: int = 16
     resync_seconds: float = 600.0
@@ -224,7 +225,8 @@ class Operator:
         )
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, self._options.host, self._options.port)
+        host = None if self._options.host == "::" else self._options.host.strip("[]")
+        site = web.TCPSite(runner, host, self._options.port)
         await site.start()
         _log.info("serving health and metrics", address=site.name)
         return runner

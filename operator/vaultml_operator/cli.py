@@ -54,7 +54,9 @@ def run(
     lease_name: Annotated[
         str, typer.Option(help="Name of the Lease: operators that share out namespaces need one each.")
     ] = "vaultml-operator",
-    host: Annotated[str, typer.Option(envvar="HTTP_HOST", help="Address of health and metrics.")] = "0.0.0.0",  # noqa: S104
+    host: Annotated[
+        str, typer.Option(envvar="HTTP_HOST", help="Address of health and metrics; :: means all, IPv4 and IPv6.")
+    ] = "::",
     port: Annotated[int, typer.Option(envvar="HTTP_PORT", help="Its port; 0 picks a free one.")] = 8080,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Pipelines in work at the same time.")] = 16,
     resync_seconds: Annotated[

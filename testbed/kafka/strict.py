@@ -64,6 +64,7 @@ class OAuthBroker(Broker):
                 properties.write(f"{mechanism}.sasl.server.callback.handler.class={handler}\n")
                 properties.write(f"listener.name.{listener}.sasl.oauthbearer.jwks.endpoint.url={self._jwks}\n")
             properties.write("sasl.oauthbearer.expected.audience=kafka\n")
+            properties.write("sasl.oauthbearer.expected.issuer=http://provider\n")
 
     def _java(self) -> list[str | object]:  # type: ignore[override]
         allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={self._jwks}"

@@ -5,6 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
+from testbed.process import free_port
 from vaultml_operator.app import Operator, Options
 from vaultml_operator.scaling import Key
 
@@ -44,6 +45,20 @@ def test_health_fails_when_a_reconcile_does_not_end_long_after_its_deadline(monk
                     await asyncio.sleep(0.02)
         turning.cancel()
         await asyncio.gather(turning, return_exceptions=True)
+        await server.cleanup()
+
+    asyncio.run(test())
+
+
+def test_health_is_served_on_all_addresses_of_both_kinds() -> None:
+    async def test() -> None:
+        port = free_port()
+        operator = Operator(Options(image="i", port=port))
+        server = await operator._serve()
+        async with aiohttp.ClientSession() as session:
+            for host in ("127.0.0.1", "[::1]"):
+                async with session.get(f"http://{host}:{port}/healthz") as answer:
+                    assert answer.status == 200
         await server.cleanup()
 
     asyncio.run(test())

@@ -1,6 +1,7 @@
 """Which files are read, which stream of them, and what is said of the others."""
 
 import io
+import struct
 import zipfile
 from fractions import Fraction
 
@@ -132,6 +133,29 @@ def test_formats(container: str, codec: str, pix_fmt: str) -> None:
     _, plain = coded(codec=codec, container=container, pix_fmt=pix_fmt, keyframe_every=1000)
     found = sample(plain)
     assert all(abs(a - b) <= 1 for a, b in zip(numbers(found), [5, 15, 25, 35, 45], strict=True))
+    assert not found.corrupt
+
+
+def dahua(codec: str, number_of_codec: int) -> bytes:
+    """A .dav as Dahua's recorders write it: each picture in a chunk with size, time and codec in front."""
+    out = []
+    for place, each in enumerate(coded(codec=codec, container="mpegts")[0]):
+        extra = struct.pack("<BBBB", 0x81, 0, number_of_codec, 25) + struct.pack("<B3xHH", 0x82, 128, 96)
+        size = 24 + len(extra) + len(each.body) + 8
+        seconds = 10 + place // 25
+        date = 26 << 26 | 11 << 22 | 28 << 17 | 7 << 12 | seconds
+        kind = 0xFD if each.keyframe else 0xFC
+        head = struct.pack("<BBBBIIIHBB", kind, 0, 0, 0, place, size, date, 40 * place, len(extra), 0)
+        out.append(b"DHAV" + head + extra + each.body + b"dhav" + struct.pack("<I", size))
+    return b"".join(out)
+
+
+@pytest.mark.parametrize(("codec", "number_of_codec"), [("libx264", 8), ("libx265", 12)])
+@pytest.mark.parametrize("beginning", [b"", b"DAHUA" + bytes(0x400 - 5)])
+def test_dahua(codec: str, number_of_codec: int, beginning: bytes) -> None:
+    found = sample(beginning + dahua(codec, number_of_codec))
+    assert numbers(found) == FILM
+    assert found.duration == 2000
     assert not found.corrupt
 
 

@@ -9,6 +9,7 @@ import pytest
 import trustme
 import yaml
 
+from vaultml_common.variables import OTHER, SPEC
 from vaultml_operator import api, credentials, manifests
 from vaultml_operator.cli import _Dumper
 from vaultml_operator.credentials import Object
@@ -23,6 +24,8 @@ KEYS: credentials.Keys = {
     Object("Secret", "kafka-credentials"): frozenset({"username", "password", "ca.crt"}),
     Object("Secret", "vault-ml"): frozenset({"password", "sasl.jaas.config"}),
     Object("Secret", "main-cluster-ca-cert"): frozenset({"ca.crt", "ca.p12", "ca.password"}),
+    Object("Secret", "kafka-client"): frozenset({"clientId", "clientSecret"}),
+    Object("ConfigMap", "authorities"): frozenset({"ca.crt"}),
 }
 
 
@@ -79,7 +82,7 @@ def test_the_worker_understands_the_environment(name: str, monkeypatch: pytest.M
     certificate.private_key_pem.write_to_path(tmp_path / "key")
     for variable, value in env(example(name)).items():
         assert variable in known, f"the worker knows no {variable}"
-        if variable.startswith(("KAFKA_SSL", "VAULT_SSL", "MODEL")):
+        if variable.startswith(("KAFKA_SSL", "VAULT_SSL", "KAFKA_OAUTH_CA", "MODEL")):
             kind = variable.rpartition("_")[2].lower()
             value = str(tmp_path / (kind if kind in ("cert", "key") else "ca"))
         monkeypatch.setenv(variable, value if isinstance(value, str) else "secret")
@@ -91,10 +94,7 @@ def test_the_worker_understands_the_environment(name: str, monkeypatch: pytest.M
 
 
 def test_every_variable_of_the_worker_has_a_field_or_is_left_to_env() -> None:
-    later = {"FORWARDING_MEDIA", "FORWARDING_METADATA", "FORWARDING_OBJECT_THRESHOLD", "REMOVE_AFTER_PROCESSED"}
-    limits = {"RECORDING_MAX_BYTES", "RECORDING_MAX_PIXELS", "RECORDING_MAX_FRAMES", "DECODER_SECONDS", "DECODER_BYTES"}
-    limits |= {"ENGINE_BATCH", "HTTP_HOST", "VAULT_PROXY"}
-    assert {name for name, *_ in variables()} == {*api.ENV_OF_SPEC, *later, *limits}
+    assert {name for name, *_ in variables()} == {*SPEC, *OTHER}
 
 
 def test_what_the_operator_sets_is_what_env_may_not() -> None:
@@ -136,7 +136,7 @@ def test_what_the_operator_sets_is_what_env_may_not() -> None:
     found = env(everything, keys)
     for login in (oauth, msk):
         found |= env(pipeline(queue={"name": "in", "kafka": {**kafka, **login}}), keys)
-    assert set(found) == set(api.ENV_OF_SPEC)
+    assert set(found) == set(SPEC)
     assert found["VAULT_SSL_CA"] == "/etc/vaultml/tls/vault-ca.crt"
     assert found["KAFKA_OAUTH_CA"] == "/etc/vaultml/tls/oauth-ca.crt"
     assert found["KAFKA_OAUTH_CLIENT_SECRET"]["secretKeyRef"] == {"name": "all", "key": "clientSecret"}

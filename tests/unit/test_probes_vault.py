@@ -1,10 +1,12 @@
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import web
 
 from vaultml_common.vault import ACCESS_KEY, SECRET_KEY
@@ -149,6 +151,24 @@ def test_a_plain_vault_asked_with_tls_says_so(vault: VaultServer) -> None:
     outcome = ask_at(vault.url.replace("http:", "https:"))
     assert outcome.reason == "VaultUnreachable"
     assert "no TLS connection" in outcome.message
+
+
+def test_a_private_authority_is_trusted_where_the_spec_names_it(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = VaultServer(application(tmp_path, Account(*KEYS)), tls=context)
+    try:
+        for ca, reason, said in (
+            (authority.cert_pem.bytes().decode(), "Reachable", ""),
+            ("", "VaultUnreachable", "give the authority that signed it in vault.ca"),
+            (trustme.CA().cert_pem.bytes().decode(), "VaultUnreachable", "is not trusted"),
+            ("no PEM file", "VaultUnreachable", "vault.ca holds no certificate"),
+        ):
+            outcome = safe(asyncio.run(check(Access(f"{server.url}/api", *KEYS, ca), 5.0)))
+            assert (outcome.reason, said in outcome.message) == (reason, True)
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("url", ["", "vault", "ftp://vault/api", "http://", "http://[::1", "http://vault:port"])

@@ -116,7 +116,7 @@ def test_one_message_names_everything_wrong(environment: pytest.MonkeyPatch, tmp
         ("KAFKA_PASSWORD", "yourpassword!@#$%\n", "ends with a newline"),
         ("KAFKA_PASSWORD", "   ", "is blank"),
         ("KAFKA_MECHANISM", "OAUTHBEARER", "KAFKA_OAUTH_TOKEN_URL: needed"),
-        ("KAFKA_MECHANISM", "AWS_MSK_IAM", "install the extra msk"),
+        ("KAFKA_MECHANISM", "AWS_MSK_IAM", "set AWS_REGION"),
         ("HTTP_HOST", "here", "must be an IPv4 or IPv6 address"),
         ("RECORDING_MAX_BYTES", "256", "greater than or equal to 1048576"),
         ("RECORDING_MAX_PIXELS", "1080", "greater than or equal to 100000"),

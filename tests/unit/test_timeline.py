@@ -142,6 +142,43 @@ def test_as_many_frames_as_there_are() -> None:
     assert len(sample(retimed(lambda n: n * n), 60).frames) == 50
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_times_of_decoding_are_not_taken_for_times_of_display(container: str, codec: str) -> None:
+    """Agents wrote no composition offsets: the pictures of B-frames came in decoding order."""
+    pictures, plain = coded(codec=codec, bframes=3, keyframe_every=25)
+    data = muxed([replace(each, pts=n, dts=n) for n, each in enumerate(pictures)], plain, container=container)
+    assert numbers(sample(data)) == EVEN
+    assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
+
+
+def every(data: bytes, chunk: int) -> list[int]:
+    found: list[int] = []
+    first, total = 0, 1
+    while first < total:
+        part, total = video.sample_all(data, first, chunk, (128, 96), video.Limits())
+        found += numbers(part)
+        first += chunk
+    return found
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(TRIALS.iterdir()) if path.name[:2] not in ("30", "31")])
+def test_all_frames_chunk_by_chunk_are_all_frames_at_once(name: str) -> None:
+    data = (TRIALS / name).read_bytes()
+    assert every(data, 8) == [number(picture) for _, picture in video.pictures(data, video.Limits())]
+    assert every(data, 8) == list(range(125 if "intra-refresh" in name else 50))
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mpeg2video"), ("libx264", "avi"), ("libx265", "mp4")],
+)
+@pytest.mark.parametrize("keyframe_every", [7, 25, 1000])
+def test_all_frames_where_display_order_differs(codec: str, container: str, keyframe_every: int) -> None:
+    _, plain = coded(codec=codec, container=container, bframes=3, keyframe_every=keyframe_every)
+    assert every(plain, 8) == list(range(50))
+
+
 def stamps(*times: int | None) -> list[Stamp]:
     return [Stamp(time, time, 1) for time in times]
 

@@ -1,5 +1,7 @@
 import pytest
 
+from tests.recordings import TRIALS
+from vaultml_worker import video
 from vaultml_worker.records import Box, Detection
 from vaultml_worker.tracking import track
 
@@ -82,6 +84,16 @@ def test_a_moving_car_does_not_steal_a_parked_ones_track() -> None:
     frames = [[parked, seen("car", 300 + 90 * i, 130, 90, 60)] for i in range(4)]
     tracks = track(frames, at(4, 800), move_distance=50)
     assert sorted(t.static for t in tracks) == [False, True]
+
+
+def test_absurd_times_do_not_loosen_a_track() -> None:
+    """A clock that jumps by hours would let anybody be anybody: tracking gets the plausible times of the sample."""
+    data = (TRIALS / "13-gap-5h.mkv").read_bytes()
+    times = [frame.timestamp for frame in video.sample(data, 5, (128, 96), video.Limits()).frames]
+    steady = [[seen("person", 30 * n, 100)] for n in range(5)]
+    assert len(track(steady, times, move_distance=10)) == 1
+    jumping = [[seen("person", 30 * n + 500 * (n >= 3), 100)] for n in range(5)]
+    assert len(track(jumping, times, move_distance=10)) == 2
 
 
 def test_degenerate_boxes_do_no_harm() -> None:

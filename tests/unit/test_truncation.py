@@ -132,6 +132,21 @@ def test_sound_between_the_pictures_is_passed_over() -> None:
     assert all(abs(a - b) <= 5 for a, b in zip(numbers(found), [5, 15, 25, 35, 45], strict=True))
 
 
+@pytest.mark.parametrize(("codec", "box"), [("libx264", b"avcC"), ("libx265", b"hvcC")])
+def test_parameters_in_the_samples_stand_in_for_those_of_the_index(codec: str, box: bytes) -> None:
+    """As in recordings of Agents that wrote none, or an empty set, into the index."""
+    whole = in_band(codec, FRAGMENTED)
+    place = whole.index(box)
+    size = int.from_bytes(whole[place - 4 : place], "big")
+    missing = sample(whole[:place] + b"free" + whole[place + 4 :])
+    assert len(missing.frames) == 5
+    assert (missing.corrupt, missing.truncated, missing.timing) == (True, False, Timing.FRAME_ORDER)
+    kept = whole[place + 4 : place + 9] + b"\xe0\0" if codec == "libx264" else whole[place + 4 : place + 26] + b"\0"
+    empty = sample(whole[: place + 4] + kept.ljust(size - 8, b"\0") + whole[place - 4 + size :])
+    assert numbers(empty) == numbers(sample(whole))
+    assert not empty.corrupt
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_in_place_of_pictures_ends_soon(seed: int) -> None:
     noise = random.Random(seed).randbytes(3_000_000)

@@ -147,6 +147,7 @@ def test_a_hole_in_the_middle_is_passed() -> None:
     [
         (b"", Cause.EMPTY),
         (b"Salted__" + bytes(100), Cause.ENCRYPTED),
+        (b"U2FsdGVkX1" + b"A" * 100, Cause.ENCRYPTED),
         (b"hello, world" * 50, Cause.NOT_A_VIDEO),
         (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", Cause.NOT_A_VIDEO),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", Cause.NOT_A_VIDEO),

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from testbed.process import LOOPBACK, free_port, wait_for
 from tests import memory_queue
 from tests.networks import CFG, tiny_weights
 from tests.recordings import clip
-from vaultml_worker import app, cli, darknet, settings
+from vaultml_worker import app, cli, darknet, self_test, settings
+from vaultml_worker.decoders import Decoders
 from vaultml_worker.dev.vault import Account, VaultServer, application
 from vaultml_worker.queues import SYSTEMS
+from vaultml_worker.video import Limits
 
 ACCOUNT = Account("access", "s3cret", "local")
 
@@ -66,3 +69,11 @@ def test_a_second_queue_system_is_one_file_and_one_line(
     monkeypatch.setenv("QUEUE_TARGET", "out")
     cli.results()
     assert capsys.readouterr().out.endswith("  u/0.mp4\n")
+
+
+def test_decoders_whose_limits_leave_no_room_end_the_start() -> None:
+    with closing(Decoders(processes=1, seconds=30, memory=1 << 22)) as cramped:
+        failure = self_test.decode(cramped, 40_000_000)
+    assert failure is not None
+    with closing(Decoders(processes=1, seconds=30, memory=1 << 30, limits=Limits(pixels=100_000))) as small:
+        assert self_test.decode(small, 100_000) is None

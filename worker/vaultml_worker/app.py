@@ -8,7 +8,7 @@ from types import FrameType
 import structlog
 
 from vaultml_common.machine import cpus
-from vaultml_worker import __version__, inference, vault_check
+from vaultml_worker import __version__, inference, self_test, vault_check
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.engines import EngineStopped, Options
 from vaultml_worker.inference import ModelChoice
@@ -59,7 +59,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
         decoders = parts.enter_context(closing(_decoders(settings)))
         transport = parts.enter_context(closing(settings.transport()))
         ready.engine.warm_up()
-        decoders.warm_up()
+        _warm_up(decoders, settings)
         _check_vault(settings, transport)
         vault = _vault(settings, transport, stop, reports)
         pipeline = Pipeline(
@@ -117,6 +117,14 @@ def _decoders(settings: Settings) -> Decoders:
         memory=settings.decoder_bytes,
         limits=Limits(settings.recording_max_pixels, settings.recording_max_frames),
     )
+
+
+def _warm_up(decoders: Decoders, settings: Settings) -> None:
+    """Start the decoders, and make sure that their limits leave room for a recording."""
+    decoders.warm_up()
+    failure = self_test.decode(decoders, settings.recording_max_pixels)
+    if failure is not None:
+        raise InvalidInput(f"{self_test.LIMITS}: a clip can't be decoded: {failure.message}; raise the limit")
 
 
 def _vault(settings: Settings, transport: Transport, stop: threading.Event, reports: Reports) -> Vault:

@@ -100,8 +100,8 @@ def doctor(
     for finding in doctor_.examine():
         findings.append(finding)
         if not as_json:
-            told = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
-            line = Text.assemble((f"{finding.state:<8}", _STYLES[finding.state]), f"{finding.name:<13}", told)
+            sentence = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
+            line = Text.assemble((f"{finding.state:<8}", _STYLES[finding.state]), f"{finding.name:<13}", sentence)
             console.print(line)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -385,8 +385,10 @@ def results(
     topic: Annotated[str | None, typer.Option(help="Result topic; default: QUEUE_TARGET.")] = None,
 ) -> None:
     """Print one readable line per result (committed ones only); the queue system's variables as for the worker."""
+    from vaultml_worker.queues import SYSTEMS
+
     given = {"kafka_broker": kafka, "queue_target": topic}
-    unused = {"queue_name": "unused", "kafka_group": "unused"}
+    unused = {"queue_name": "unused"} | {k: v for each in SYSTEMS.values() for k, v in each.unused_by_readers.items()}
     loaded = settings.load(**unused, **{name: value for name, value in given.items() if value})
     if not loaded.queue_target:
         raise InvalidInput("QUEUE_TARGET: name the result topic, or give --topic")

@@ -1,6 +1,5 @@
 """Whether a worker with this environment would work on this machine."""
 
-import io
 import multiprocessing
 import os
 import re
@@ -10,26 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
-import numpy as np
 from av.codec import Codec
 from av.codec.codec import UnknownCodecError
-from av.video.stream import VideoStream
 from pebble import ProcessExpired, ProcessPool, concurrent
 
 from vaultml_common.machine import cache_folder, cpus
 from vaultml_common.redaction import MASK
-from vaultml_worker import app, fetch, inference, model, settings, vault_check
+from vaultml_worker import app, fetch, inference, model, self_test, settings, vault_check
 from vaultml_worker.decoders import Decoders, end
 from vaultml_worker.engines import onnx, tensorrt
-from vaultml_worker.failures import Failure
 from vaultml_worker.records import Finding, InvalidInput, State
 from vaultml_worker.settings import Settings
 from vaultml_worker.transport import CA_VARIABLES
+from vaultml_worker.video import Limits
 
 _SECONDS = 18.0
 """All checks run side by side for at most so long."""
@@ -179,31 +174,15 @@ def _codecs() -> Finding:
 
 def _decoders(loaded: Settings) -> Finding:
     """Decode a clip as a worker does: in a child process, under its limits."""
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    decoders = Decoders(processes=1, seconds=loaded.decoder_seconds, memory=loaded.decoder_bytes)
-    try:
-        decoders.sample(_clip(codec), 2, (32, 32))
-    except Failure as failure:
-        advice = "look at DECODER_BYTES, DECODER_SECONDS and the container's memory limit"
+    limits = Limits(loaded.recording_max_pixels, loaded.recording_max_frames)
+    with closing(
+        Decoders(processes=1, seconds=loaded.decoder_seconds, memory=loaded.decoder_bytes, limits=limits)
+    ) as decoders:
+        failure = self_test.decode(decoders, loaded.recording_max_pixels)
+    if failure is not None:
+        advice = f"look at {self_test.LIMITS} and the container's memory limit"
         return Finding("decoders", State.WRONG, f"a clip could not be decoded: {failure.message}", advice)
-    finally:
-        decoders.close()
-    return Finding("decoders", State.OK, f"a child process decoded a clip made with {codec}")
-
-
-def _clip(codec: str) -> bytes:
-    """Four grey frames."""
-    body = io.BytesIO()
-    with av.open(body, "w", format="mp4") as target:
-        stream = cast("VideoStream", target.add_stream(codec, rate=4))
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for number in range(4):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 4)
-            target.mux(stream.encode(frame))
-        target.mux(stream.encode(None))
-    return body.getvalue()
+    return Finding("decoders", State.OK, "a child process decoded a clip")
 
 
 def _vault(loaded: Settings) -> Finding:

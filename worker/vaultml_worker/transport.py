@@ -7,7 +7,7 @@ requests' own reading of the environment is off: it would send our keys through 
 import os
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ class Transport:
         self._session = requests.Session()
         self._session.trust_env = False
         self._proxy = {"http": proxy, "https": proxy} if proxy else {}
-        context = ssl.create_default_context()
-        for path in (*environment_cas().values(), *([ca] if ca else ())):
-            if no_certificates(path) is None:
+        context = ssl.create_default_context()  # which reads SSL_CERT_FILE
+        named = environment_cas()
+        known = named.pop("SSL_CERT_FILE", None)
+        for path in {*named.values(), *([ca] if ca else ())} - {known}:
+            with suppress(OSError):  # the settings have said what is wrong with it
                 context.load_verify_locations(**{"capath" if path.is_dir() else "cafile": path})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(context, connections))

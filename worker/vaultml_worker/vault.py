@@ -141,7 +141,8 @@ class Vault:
             body = get(self._own, event)
         except Failure as failure:
             if failure.cause in _DOUBTED:
-                self._believe(self._own)
+                # Who answers everything with 200 doesn't say 404.
+                self._believe(self._own, thorough=failure.cause is not Cause.NOT_FOUND)
             raise
         if is_recording(body):
             self._accepted = True
@@ -149,9 +150,9 @@ class Vault:
             self._believe(self._own)
         return body
 
-    def _believe(self, own: VaultAccess) -> None:
+    def _believe(self, own: VaultAccess, *, thorough: bool = True) -> None:
         """Raise the failure that our own Vault has; return when it is a Vault that takes our keys."""
-        trouble = vault_check.trouble(self._http, own, self._timeout)
+        trouble = vault_check.trouble(self._http, own, self._timeout, thorough=thorough)
         if trouble is not None:
             raise trouble
         self._accepted = True
@@ -215,7 +216,7 @@ class Vault:
                 return Failure(Cause.EVENT_UNAUTHORIZED, f"{said}: the event's own credentials are refused")
             # Vault answers 401 to wrong keys and to a provider that the account is not bound to. Wrong keys, or an
             # account never bound, hold the queue; an event that names a foreign provider must not.
-            if self._accepted and vault_check.trouble(self._http, access, self._timeout) is None:
+            if self._accepted and vault_check.trouble(self._http, access, self._timeout, thorough=False) is None:
                 return Failure(
                     Cause.PROVIDER_REFUSED,
                     f"{said}, while our keys work: the account may not use the provider that the event names",

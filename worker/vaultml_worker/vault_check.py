@@ -23,11 +23,12 @@ def check(access: VaultAccess, http: Transport | None = None, timeout: float = 5
     return Finding("Vault", State.WRONG, wrong.message, wrong.cause.advice)
 
 
-def trouble(http: Transport, access: VaultAccess, timeout: float) -> Failure | None:
+def trouble(http: Transport, access: VaultAccess, timeout: float, *, thorough: bool = True) -> Failure | None:
     """Return what is wrong with our own Vault, always a transient failure; None when it works.
 
-    Asks `POST /ping` with our keys, then for a recording that cannot exist: a web server that answers everything with
-    200 is no Vault. Follows no redirect, and repeats nothing of an answer: Vault's error bodies echo the keys.
+    Asks `POST /ping` with our keys, then, if `thorough`, for a recording that cannot exist: a web server that answers
+    everything with 200 is no Vault. Follows no redirect, and repeats nothing of an answer: Vault's error bodies echo
+    the keys.
     """
     url, where = access.url.rstrip("/"), shown(access.url)
     keys = {ACCESS_KEY: access.access_key.encode(), SECRET_KEY: access.secret_key.encode()}
@@ -36,7 +37,7 @@ def trouble(http: Transport, access: VaultAccess, timeout: float) -> Failure | N
         with http.vault("POST", f"{url}/ping", keys, timeout) as response:
             status, start = response.status_code, next(response.iter_content(PEEK), b"")
         wrong = _judged(judge_ping(status, start), status, where)
-        if wrong is not None:
+        if wrong is not None or not thorough:
             return wrong
         call = f"GET /storage/blob at {where}"
         asked = keys | {FILE_NAME: _NOWHERE.encode(), PROVIDER: b"vaultml"}

@@ -119,6 +119,9 @@ class _Video:
         starts = keyframes.starts(claims, lambda number: bytes(self._packets[number]), check)
         self._truncated = source.recovered or ends_early(data, source.container.format.name, starts, len(self._packets))
         self._line, self._numbers = self._timeline(source, starts)
+        if self._line.order is None and check is not None:
+            closed = keyframes.check_of(self._context.codec, self._context.extradata, closed=True)
+            starts = [number for number in starts if closed is None or closed(bytes(self._packets[number]))]
         self.count = len(self._line.times)
         rank = {number: place for place, number in enumerate(self._numbers)}
         self._rank = rank
@@ -245,6 +248,8 @@ class _Video:
                     count += 1
                     if place is not None:
                         yield place, frame
+            except MemoryError:
+                raise MemoryError from None  # FFmpeg's own can't be pickled; the recording is not at fault
             except av.FFmpegError:
                 self._corrupt = True
         self._context.flush_buffers()

@@ -22,12 +22,11 @@ from vaultml_operator.api.model import Detection, NeuralNetwork
 from vaultml_operator.api.pipeline import ROOT_RULES, InvalidResource, Pipeline, Spec, is_paused, is_set
 from vaultml_operator.api.queue import CertificateAuthority, Kafka, OAuth, Queue, Vault
 from vaultml_operator.api.status import AutoscalingStatus, Status
-from vaultml_operator.api.worker import ENV_OF_SPEC, Worker
+from vaultml_operator.api.worker import Worker
 
 __all__ = [
     "ANNOTATIONS",
     "API_VERSION",
-    "ENV_OF_SPEC",
     "GROUP",
     "KIND",
     "PAUSED",

@@ -4,20 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from vaultml_common import variables
 from vaultml_operator.api.base import Annotations, Key, Labels, Model, ObjectName, Quantity, Rule, SecretRef, map_list
-
-ENV_OF_SPEC = (
-    *("QUEUE_SYSTEM", "QUEUE_NAME", "QUEUE_TARGET", "KAFKA_BROKER", "KAFKA_GROUP", "KAFKA_SECURITY"),
-    *("KAFKA_MECHANISM", "KAFKA_USERNAME", "KAFKA_PASSWORD", "KAFKA_SSL_CA", "KAFKA_SSL_CERT", "KAFKA_SSL_KEY"),
-    *("KAFKA_OAUTH_TOKEN_URL", "KAFKA_OAUTH_CLIENT_ID", "KAFKA_OAUTH_CLIENT_SECRET", "KAFKA_OAUTH_SCOPE"),
-    *("KAFKA_OAUTH_EXTENSIONS", "KAFKA_OAUTH_CA", "KAFKA_AWS_REGION", "VAULT_SSL_CA"),
-    *("KAFKA_OFFSET_RESET", "VAULT_API_URL", "VAULT_ACCESS_KEY", "VAULT_SECRET_KEY", "VAULT_DOWNLOAD"),
-    *("NUMBER_OF_PREDICTIONS", "MOVE_DISTANCE", "MODEL", "MODEL_WEIGHTS", "MODEL_NAMES", "MODEL_SHA256"),
-    *("MODEL_PRECISION", "ENGINE", "ENGINE_CACHE"),
-    *("DETECTION_THRESHOLD", "DETECTION_CLASSES", "RECORDINGS_IN_FLIGHT", "HTTP_PORT"),
-    *("LOG_FORMAT", "LOG_LEVEL"),
-)
-"""The worker's variables that a field of the spec decides; `worker.env` may set any other."""
 
 
 class Gpu(Model):
@@ -130,7 +118,7 @@ class EnvVar(Model):
     rules = (
         Rule("!has(self.value) || !has(self.valueFrom)", "give value or valueFrom, not both"),
         Rule(
-            f"!(self.name in {list(ENV_OF_SPEC)!r})",
+            f"!(self.name in {list(variables.SPEC)!r})",
             "this variable is decided by a field of the spec: see kubectl explain vaultmlpipeline.spec",
         ),
         Rule(

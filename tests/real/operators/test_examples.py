@@ -2,21 +2,26 @@
 
 import copy
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
-from testbed.kafka import Broker
+from testbed import oidc
+from testbed.kafka import Broker, OAuthBroker
 from testbed.kubernetes import Cluster, gpus
 from testbed.operator import Pipelines
-from testbed.process import wait_for
+from testbed.process import LOOPBACK, wait_for
 from testbed.service import environment
 from tests.real.scene import ACCOUNT, Scene
+from vaultml_worker.dev.vault import VaultServer, application
 from vaultml_worker.model import coco
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +44,20 @@ def secrets(pipelines: Pipelines, kafka: Broker) -> None:
     pipelines.secret("vault-ml", **{"password": kafka.password, "sasl.jaas.config": "…"})
     pipelines.secret(kafka.username, **{"password": kafka.password, "sasl.jaas.config": "…"})
     pipelines.secret("main-cluster-ca-cert", **{"ca.crt": authority, "ca.p12": "…"})
+    pipelines.secret("kafka-client", clientId=oidc.CLIENT_ID, clientSecret=oidc.CLIENT_SECRET)
+    pipelines.cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "data": {"ca.crt": authority},
+            "metadata": {"name": "authorities", "namespace": pipelines.namespace},
+        }
+    )
+
+
+def authorities(pipelines: Pipelines, pem: str) -> None:
+    metadata = {"name": "authorities"}
+    pipelines.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"ca.crt": pem}})
 
 
 def here(name: str, kafka: Broker, scene: Scene) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def gpu_kinds(crds: Cluster) -> None:
     crds.node("shared", hollow=True, **gpus.time_sliced(1, 8, renamed=True))
 
 
-@pytest.mark.parametrize("name", [each for each in EXAMPLES if each not in ("cpu-edge", "onnx-pvc")])
+@pytest.mark.parametrize("name", [each for each in EXAMPLES if each not in ("cpu-edge", "onnx-pvc", "kafka-oauth")])
 def test_it_becomes_ready(
     name: str, pipelines: Pipelines, kafka: Broker, scene: Scene, gpu_kinds: None, crds: Cluster
 ) -> None:
@@ -165,6 +184,32 @@ def test_a_network_of_ones_own_from_a_volume(
     answered(scene)
     result = json.loads(scene.target.bodies()[0])
     assert {label for frame in result["data"]["labels"] for label in frame} <= {"parcel"}
+
+
+def test_logins_with_tokens_and_a_private_authority(
+    pipelines: Pipelines, clips: list[bytes], machine: dict[str, Any], tmp_path: Path
+) -> None:
+    """Broker, token endpoint and Vault, all with TLS of authorities that only the spec names."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(LOOPBACK).configure_cert(context)
+    provider = oidc.provider()
+    with ExitStack() as stack:
+        keys = stack.enter_context(closing(VaultServer(provider)))
+        tokens = stack.enter_context(closing(VaultServer(provider, tls=context)))
+        broker = stack.enter_context(OAuthBroker(f"{keys.url}/jwks"))
+        scene = Scene(broker, tmp_path, clips, stack, 1)
+        scene.create(scene.queue, scene.target, scene.dead)
+        vault = stack.enter_context(closing(VaultServer(application(scene.vault._folder, ACCOUNT), tls=context)))
+        secrets(pipelines, broker)
+        authorities(pipelines, authority.cert_pem.bytes().decode() + broker.ca_file.read_text())
+        body = here("kafka-oauth", broker, scene)
+        body["spec"]["queue"]["kafka"]["oauth"]["tokenUrl"] = f"{tokens.url}/token"
+        body["spec"]["vault"]["apiUrl"] = f"{vault.url}/api"
+        body["spec"]["worker"] = {"gpu": {"count": 0}, **machine}
+        pipelines.apply(body)
+        pipelines.wait("highway", "Running", timeout=90)
+        answered(scene)
 
 
 def test_hub_ml_without_the_operator(

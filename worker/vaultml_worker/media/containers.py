@@ -58,7 +58,7 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b
 class Source:
     """A demuxed recording: the stream that a player shows and its packets, in decoding order.
 
-    `damaged`: the demuxer met an error; `recovered`: the index was missing, and pictures were found without it.
+    `damaged`: the demuxer met an error, or could not use the index; `recovered`: there is no index.
     """
 
     container: InputContainer
@@ -76,7 +76,7 @@ def opened(data: bytes, pixels: int, frames: int) -> Iterator[Source]:
     """
     if not data:
         raise Failure(Cause.EMPTY, "the recording has no bytes")
-    if data.startswith(b"Salted__"):
+    if data.startswith((b"Salted__", b"U2FsdGVkX1")):  # as bytes, and in base64
         raise Failure(Cause.ENCRYPTED, "the recording is encrypted, which this version can't read yet")
     bounds = {"threads": "1"}
     if not _PICTURE.match(data):
@@ -84,9 +84,9 @@ def opened(data: bytes, pixels: int, frames: int) -> Iterator[Source]:
     container = _open(data, bounds)
     if container is None and (whole := recovery.whole_part(data)) is not None:
         container = _open(whole, bounds)
-    recovered = False
+    unusable = False
     if container is None and (found := recovery.annex_b(data)) is not None:
-        container, recovered = _open(found.stream, bounds, found.format), True
+        container, unusable = _open(found.stream, bounds, found.format), True
     if container is None:
         raise Failure(Cause.NOT_A_VIDEO, why_unreadable(data))
     with container:
@@ -97,7 +97,8 @@ def opened(data: bytes, pixels: int, frames: int) -> Iterator[Source]:
         # One thread each: the decoder processes already use all cores, and threads only add frame delay.
         context.thread_count = 1
         context.options = {"threads": "1", "max_pixels": str(pixels)}
-        yield Source(container, stream, packets, damaged, recovered)
+        recovered = unusable and recovery.lacks_index(data)
+        yield Source(container, stream, packets, damaged or (unusable and not recovered), recovered)
 
 
 def _open(data: bytes, bounds: Mapping[str, str], name: str | None = None) -> InputContainer | None:
@@ -110,6 +111,8 @@ def _open(data: bytes, bounds: Mapping[str, str], name: str | None = None) -> In
             return container
         container.close()
         return av.open(io.BytesIO(data), "r", format=name, options=dict(bounds), container_options=limits)
+    except MemoryError:
+        raise MemoryError from None  # FFmpeg's own can't be pickled
     except (av.FFmpegError, ValueError, OSError):
         return None
 
@@ -137,6 +140,8 @@ def _demux(container: InputContainer, frames: int) -> tuple[VideoStream, list[Pa
             count += 1
             if count > frames * len(decodable):
                 break
+    except MemoryError:
+        raise MemoryError from None
     except av.FFmpegError:
         damaged = True
     best = max(decodable, key=lambda stream: _preference(stream, len(packets[stream.index])))

@@ -28,21 +28,25 @@ def starts(claims: Sequence[bool], packet: Callable[[int], bytes], check: Check 
     return [number for number in range(len(claims)) if check(packet(number))]
 
 
-def check_of(codec: Codec, extradata: bytes | None) -> Check | None:
-    """Return the check for packets of a codec, None where there is none; `extradata` tells how NAL units are framed."""
+def check_of(codec: Codec, extradata: bytes | None, *, closed: bool = False) -> Check | None:
+    """Return the check for packets of a codec, None where there is none; `extradata` tells how NAL units are framed.
+
+    `closed`: the packet must also be the first of a closed group of pictures, so that no picture behind it in decoding
+    order is displayed before it.
+    """
     if codec.intra_only:
         return lambda _: True
     extra = extradata or b""
     framed = extra[:1] == b"\1"
     match codec.canonical_name:
         case "h264":
-            return partial(_h264, length=(extra[4] & 3) + 1 if framed and len(extra) > 4 else 0)
+            return partial(_h264, length=(extra[4] & 3) + 1 if framed and len(extra) > 4 else 0, closed=closed)
         case "hevc":
-            return partial(_hevc, length=(extra[21] & 3) + 1 if framed and len(extra) > 21 else 0)
+            return partial(_hevc, length=(extra[21] & 3) + 1 if framed and len(extra) > 21 else 0, closed=closed)
         case "mpeg4":
-            return _mpeg4
+            return (lambda _: False) if closed else _mpeg4
         case "mpeg1video" | "mpeg2video":
-            return _mpeg2
+            return (lambda _: False) if closed else _mpeg2
         case "vp8":
             return lambda body: bool(body) and not body[0] & 1
         case "vp9":
@@ -68,14 +72,14 @@ def nal_units(body: bytes, length: int) -> Iterator[tuple[int, int]]:
         start = following + 3
 
 
-def _h264(body: bytes, length: int) -> bool:
+def _h264(body: bytes, length: int, *, closed: bool) -> bool:
     recovery = False
     for start, end in nal_units(body, length):
         kind = body[start] & 0x1F if start < end else 0
         if kind == 6:
             recovery = recovery or _recovers_at_once(body[start + 1 : min(end, start + 4096)])
         elif 1 <= kind <= 5:
-            return kind == 5 or recovery
+            return kind == 5 or (recovery and not closed)
     return False
 
 
@@ -98,11 +102,11 @@ def _sei_number(sei: bytes, place: int) -> tuple[int, int]:
     return value + (sei[place] if place < len(sei) else 0), place + 1
 
 
-def _hevc(body: bytes, length: int) -> bool:
+def _hevc(body: bytes, length: int, *, closed: bool) -> bool:
     for start, end in nal_units(body, length):
         kind = (body[start] >> 1) & 0x3F if start < end else 63
         if kind < 32:
-            return 16 <= kind <= 23
+            return 18 <= kind <= 20 if closed else 16 <= kind <= 23
     return False
 
 

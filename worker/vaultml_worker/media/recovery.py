@@ -1,4 +1,4 @@
-"""Pictures out of an mp4 whose index (moov) is missing, because the writer was stopped before it wrote it.
+"""Pictures out of an mp4 whose index (moov) is missing, as its writer was stopped before it wrote it, or is damaged.
 
 H.264 and H.265 samples are NAL units with their length in front. Where the parameter sets are among them, as in the
 recordings of many cameras, the units alone make a raw stream that decodes; only the times are lost.
@@ -62,8 +62,8 @@ def whole_part(data: bytes) -> bytes | None:
 
 
 def annex_b(data: bytes) -> Recovered | None:
-    """Return the pictures of an mp4 without an index, None where the parameters to decode them are not in it."""
-    if not lacks_index(data):
+    """Return the pictures of an mp4 without its index, None where the parameters to decode them are not among them."""
+    if not is_mp4(data):
         return None
     for name, fits in (("hevc", _is_hevc), ("h264", _is_h264)):
         units: list[bytes] = []

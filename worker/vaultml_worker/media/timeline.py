@@ -6,7 +6,7 @@ one MPEG-TS file) or gaps longer than the rest. There the frame's number over a 
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from statistics import median_low
@@ -60,27 +60,33 @@ def timeline(
     derives them for others); `rate`: frames per second as the container says, if it does.
     """
     pts = [stamp.pts for stamp in stamps if stamp.pts is not None]
-    ordered = len(pts) == len(stamps)
-    clock = pts if ordered else [stamp.dts for stamp in stamps if stamp.dts is not None]
+    # Where decoding and display order differ, times that grow from packet to packet are none of display.
+    ordered = len(pts) == len(stamps) and not (reorder and all(a < b for a, b in pairwise(pts)))
+    clock = pts if len(pts) == len(stamps) else [stamp.dts for stamp in stamps if stamp.dts is not None]
     if len(clock) < len(stamps):
         return _by_number(stamps, [], time_base, rate, None)
     starts = _restarts(stamps, clock, reorder=reorder and ordered, real_dts=real_dts or not ordered)
     runs = [sorted(range(*run), key=clock.__getitem__) for run in pairwise([*starts, len(clock)])]
-    order = [number for run in runs for number in run]
+    numbers = [number for run in runs for number in run]
+    order = numbers if ordered else None
     steps = [clock[b] - clock[a] for run in runs for a, b in pairwise(run)]
-    last = max(clock[number] + stamps[number].duration for number in order)
-    if last == clock[order[-1]]:  # the container has no durations: take the mean
-        last += round((last - clock[order[0]]) / max(1, len(order) - 1))
-    span = float((last - clock[order[0]]) * time_base * 1000)
-    if len(runs) == 1:
-        problem = _implausible([*steps, last - clock[order[-1]]], time_base)
-        if problem is None:
-            times = [clock[number] for number in order]
-            return Timeline(times, last, time_base, order if ordered else None, span, Timing.CONTAINER)
-        if problem == "gap":
-            found = _by_number(stamps, steps, time_base, rate, order if ordered else None)
-            return Timeline(found.times, found.end, found.unit, found.order, max(span, found.duration), found.timing)
-    return _by_number(stamps, steps, time_base, rate, order if ordered else None)
+    if len(runs) > 1:
+        return _by_number(stamps, steps, time_base, rate, order)
+    end = _end(stamps, clock, steps)
+    span = float((end - clock[numbers[0]]) * time_base * 1000)
+    problem = _implausible([*steps, end - clock[numbers[-1]]], time_base)
+    if problem is not None:
+        found = _by_number(stamps, steps, time_base, rate, order)
+        return found if problem == "rate" else replace(found, duration=max(span, found.duration))
+    return Timeline([clock[number] for number in numbers], end, time_base, order, span, Timing.CONTAINER)
+
+
+def _end(stamps: Sequence[Stamp], clock: Sequence[int], steps: Sequence[int]) -> int:
+    """Return when the last frame ends; where the container has no durations, or false ones, after a usual step."""
+    end = max(time + stamp.duration for time, stamp in zip(clock, stamps, strict=True))
+    if steps and 2 * median_low([stamp.duration for stamp in stamps]) < median_low(steps):
+        return max(end, max(clock) + median_low(steps))
+    return end
 
 
 def _restarts(stamps: Sequence[Stamp], clock: Sequence[int], *, reorder: bool, real_dts: bool) -> list[int]:

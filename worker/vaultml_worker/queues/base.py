@@ -1,6 +1,6 @@
 """What every queue system offers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Event
@@ -118,3 +118,5 @@ class System:
     connect: Callable[[Names, Any, Observer], Queue]
     check: Callable[[Names, Any], list[Finding]]
     follow: Callable[[str, Any, Event, bool], Iterator[bytes | None]]
+    unused_by_readers: Mapping[str, str] = field(default_factory=dict)
+    """Required settings that `follow` has no use for, with a stand-in for each."""

@@ -7,7 +7,8 @@ from vaultml_common.kafka import Trouble, trouble
 REFUSED = "the Kafka client refuses the KAFKA_ variables"
 _TODO = {
     Trouble.LOGIN_REFUSED: (
-        "check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM (with OAUTHBEARER the KAFKA_OAUTH_ variables)"
+        "check KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_MECHANISM (with OAUTHBEARER the KAFKA_OAUTH_ variables, "
+        "with AWS_MSK_IAM the AWS credentials)"
     ),
     Trouble.TLS_FAILED: (
         "check that KAFKA_SSL_CA (or SSL_CERT_FILE) holds the CA that signed the brokers' certificate, and that "

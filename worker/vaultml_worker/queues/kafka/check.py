@@ -57,9 +57,23 @@ def _look(consumer: Consumer, names: Names, settings: KafkaSettings, heard: list
             yield rights.checked(target, names.target, AclOperation.WRITE)
         except KafkaException as error:
             yield _wrong("results", names.target, error.args[0])
+    yield from _dead_letters(consumer, names.dead_letters, rights)
     if queue.state is State.OK:
         partitions = sorted(found.topics[names.source].partitions)
         yield _group(consumer, settings, [TopicPartition(names.source, number) for number in partitions])
+
+
+def _dead_letters(consumer: Consumer, topic: str, rights: "_Rights") -> Iterator[Finding]:
+    """Yield a finding only for a topic that is there and can't be written to: a missing one is created when needed."""
+    try:
+        there = consumer.list_topics(topic, _SECONDS / 2)
+    except KafkaException as error:
+        yield _wrong("dead letters", topic, error.args[0])
+        return
+    if there.topics[topic].error is None:
+        finding = rights.checked(_topic("dead letters", there, topic), topic, AclOperation.WRITE)
+        if finding.state is not State.OK:
+            yield finding
 
 
 class _Rights:

@@ -68,7 +68,7 @@ class KafkaQueue:
             "enable.auto.offset.store": False,
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": 15_000,
-            # A member hears of a rebalance by its heartbeat: new workers get their partitions that much sooner.
+            # A member learns of a rebalance by its heartbeat: new workers get their partitions that much sooner.
             "heartbeat.interval.ms": 500,
             "queued.max.messages.kbytes": 4096,
             "topic.metadata.refresh.interval.ms": 30_000,
