@@ -44,6 +44,10 @@ def parse(body: bytes) -> Event:
     )
 
 
+_NUMBERS = frozenset({int, float, bool, type(None)})
+"""Types of values that hide no text: a result has hundreds of them."""
+
+
 def scrub(value: Any) -> Any:
     """The same JSON value without `storage_*` values and signed URLs, wherever they stand.
 
@@ -67,8 +71,8 @@ def _masked(value: Any, secrets: frozenset[str]) -> Any:
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_masked(item, secrets) for item in value]
-    return _without(value, secrets)
+        return [item if type(item) in _NUMBERS else _masked(item, secrets) for item in value]
+    return value if type(value) in _NUMBERS else _without(value, secrets)
 
 
 def scrub_bytes(body: bytes) -> bytes:
@@ -191,9 +195,9 @@ def _credential_values(value: Any) -> frozenset[str]:
             for key, inner in item.items():
                 if _SECRET_KEY.match(key) and isinstance(inner, str) and len(inner) >= 6 and "://" not in inner:
                     found.add(inner)
-            stack.extend(item.values())
+            stack.extend(inner for inner in item.values() if isinstance(inner, dict | list))
         elif isinstance(item, list):
-            stack.extend(item)
+            stack.extend(inner for inner in item if type(inner) not in _NUMBERS)
     return frozenset(found - {MASK})
 
 
@@ -205,7 +209,11 @@ def _without(value: Any, secrets: frozenset[str]) -> Any:
             if not (_SECRET_KEY.match(key) or _is_secret(item, secrets))
         }
     if isinstance(value, list):
-        return [_without(item, secrets) for item in value if not _is_secret(item, secrets)]
+        return [
+            item if type(item) in _NUMBERS else _without(item, secrets)
+            for item in value
+            if not _is_secret(item, secrets)
+        ]
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, MASK)
