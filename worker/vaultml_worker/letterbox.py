@@ -1,6 +1,7 @@
 """Darknet's letterbox: fitting a picture into the network's input, and boxes back out of it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -63,12 +64,18 @@ class Letterbox:
 
     def restore(self, boxes: NDArray[np.float32]) -> list[Box]:
         """Return boxes (n, 4) x1, y1, x2, y2 in network pixels → pixels of the picture, clipped to it."""
-        width, height = self.inner
-        corner = np.array([(self.network_width - width) / 2, (self.network_height - height) / 2] * 2)
-        scale = np.array([self.width / width, self.height / height] * 2)
-        limit = np.array([self.width, self.height] * 2, dtype=np.float64)
-        restored = np.clip((boxes - corner) * scale, 0, limit)
-        return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in restored]
+        corner, scale, limit = _back(self)
+        restored = np.minimum(np.maximum((boxes - corner) * scale, 0), limit)
+        return [(x1, y1, x2, y2) for x1, y1, x2, y2 in restored.tolist()]
+
+
+@lru_cache(maxsize=64)
+def _back(letterbox: Letterbox) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return where the picture begins in the input, its pixels for each of the input's, and its size; twice x, y."""
+    width, height = letterbox.inner
+    corner = np.array([(letterbox.network_width - width) / 2, (letterbox.network_height - height) / 2] * 2)
+    scale = np.array([letterbox.width / width, letterbox.height / height] * 2)
+    return corner, scale, np.array([letterbox.width, letterbox.height] * 2, dtype=np.float64)
 
 
 def _step(size: int, new: int) -> float:

@@ -11,6 +11,8 @@ from vaultml_worker.records import Detection
 
 IOU = 0.45
 """Boxes of one class that overlap more than this are the same object, as in Darknet."""
+_ROWS = 32
+"""Boxes that are compared with all others at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,9 @@ def detections(
 
     `wanted` empty means every label.
     """
-    chosen = candidates.scores > threshold
+    chosen = np.flatnonzero(candidates.scores > threshold)
+    if not chosen.size:
+        return ()
     boxes, scores, classes = candidates.boxes[chosen], candidates.scores[chosen], candidates.classes[chosen]
     if wanted:
         named = np.array([label(labels, index) in wanted for index in classes], dtype=bool)
@@ -70,11 +74,13 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: N
     x1, y1, x2, y2 = np.ascontiguousarray(apart.T)
     area = (x2 - x1) * (y2 - y1)
     alive = np.ones(len(order), dtype=bool)
-    for best in range(len(order) - 1):
-        if alive[best]:
-            rest = slice(best + 1, None)
-            width = np.minimum(x2[rest], x2[best]) - np.maximum(x1[rest], x1[best])
-            height = np.minimum(y2[rest], y2[best]) - np.maximum(y1[rest], y1[best])
-            shared = np.maximum(width, 0) * np.maximum(height, 0)
-            alive[rest] &= shared <= IOU * (area[rest] + area[best] - shared)
+    for first in range(0, len(order), _ROWS):
+        rows = slice(first, first + _ROWS)
+        width = np.minimum(x2[rows, None], x2) - np.maximum(x1[rows, None], x1)
+        height = np.minimum(y2[rows, None], y2) - np.maximum(y1[rows, None], y1)
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        apart_enough = shared <= IOU * (area[rows, None] + area - shared)
+        for best, row in enumerate(apart_enough, first):
+            if alive[best]:
+                alive[best + 1 :] &= row[best + 1 :]
     return order[alive]
