@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.recordings import TRIALS, Coded, coded, muxed, number
+from tests.recordings import TRIALS, WHOLE, Coded, coded, muxed, number, without_reorder_depth
 from vaultml_worker import video
 from vaultml_worker.media.timeline import Stamp, spread, timeline
 from vaultml_worker.records import Sample, Timing
@@ -152,6 +152,23 @@ def test_times_of_decoding_are_not_taken_for_times_of_display(container: str, co
     assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
+@pytest.mark.parametrize("keyframe_every", [7, 25, 1000])
+@pytest.mark.parametrize("of_display", [True, False])
+def test_streams_that_do_not_say_how_far_they_reorder(container: str, keyframe_every: int, of_display: bool) -> None:
+    """As many cameras' H.264: the depth is known only once frames are decoded."""
+    raw = without_reorder_depth(coded(container="h264", bframes=3, keyframe_every=keyframe_every)[1])
+    pictures, _ = coded(container="mpegts", bframes=3, keyframe_every=keyframe_every)
+    bare = [replace(each, body=without_reorder_depth(each.body)) for each in pictures]
+    told = bare if of_display else [replace(each, pts=n, dts=n) for n, each in enumerate(bare)]
+    data = muxed(told, raw, container=container)
+    found = sample(data)
+    assert near(numbers(found), EVEN, 3 if keyframe_every == 7 else 0)
+    assert found.timing is Timing.CONTAINER
+    assert not found.corrupt
+    assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
+
+
 def every(data: bytes, chunk: int) -> list[int]:
     found: list[int] = []
     first, total = 0, 1
@@ -162,7 +179,7 @@ def every(data: bytes, chunk: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(TRIALS.iterdir()) if path.name[:2] not in ("30", "31")])
+@pytest.mark.parametrize("name", WHOLE)
 def test_all_frames_chunk_by_chunk_are_all_frames_at_once(name: str) -> None:
     data = (TRIALS / name).read_bytes()
     assert every(data, 8) == [number(picture) for _, picture in video.pictures(data, video.Limits())]

@@ -10,6 +10,7 @@ from typing import TypeAlias, cast
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from vaultml_worker.failures import Cause, Failure
@@ -154,6 +155,15 @@ def _preference(stream: VideoStream, packets: int) -> tuple[bool, bool, int, int
     """Films before stills, then the stream that the file marks as default, then the largest, then the longest."""
     default = bool(stream.disposition & Disposition.default)
     return packets > 1, default, stream.codec_context.width * stream.codec_context.height, packets
+
+
+def decoder(model: VideoCodecContext, pixels: int, **options: str) -> VideoCodecContext:
+    """Return a new decoder of the same stream, with options of FFmpeg."""
+    made = av.CodecContext.create(model.codec.name, "r")
+    made.extradata = model.extradata
+    made.thread_count = 1
+    made.options = {"threads": "1", "max_pixels": str(pixels), **options}
+    return cast("VideoCodecContext", made)
 
 
 def too_many_pixels(width: int, height: int, pixels: int) -> Failure:
