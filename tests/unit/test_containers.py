@@ -196,3 +196,11 @@ def test_no_format_is_read_that_could_open_other_files() -> None:
     assert not openers & set(containers.FORMATS.split(","))
     known = {part for name in av.formats_available for part in name.split(",")}
     assert set(containers.FORMATS.split(",")) <= known
+
+
+def test_a_stream_that_begins_late_ends_nothing() -> None:
+    """PyAV looks it up when all packets are read, and does not find it."""
+    data = (TRIALS.parent / "recordings" / "late-stream.ts").read_bytes()
+    with pytest.raises(IndexError), av.open(io.BytesIO(data), "r") as source:
+        list(source.demux(source.streams.video[0]))
+    assert sample(data).frames

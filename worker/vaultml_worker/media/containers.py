@@ -145,6 +145,8 @@ def _demux(container: InputContainer, frames: int) -> tuple[VideoStream, list[Pa
         raise MemoryError from None
     except av.FFmpegError:
         damaged = True
+    except IndexError:
+        pass  # PyAV at the end of a file in which a stream began late, as in MPEG-TS: all packets are there
     best = max(decodable, key=lambda stream: _preference(stream, len(packets[stream.index])))
     if len(packets[best.index]) > frames or count > frames * len(decodable):
         raise Failure(Cause.TOO_LARGE, f"more frames than RECORDING_MAX_FRAMES ({frames})")

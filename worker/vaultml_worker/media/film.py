@@ -79,9 +79,12 @@ class Film:
 
         One that can't be decoded is replaced by the next that can. Raises Contradiction: call `correct`, begin again.
         """
+        last = -1
         for run in self._runs(wanted):
             for number, frame in _choose(self._run(run), run.wanted, self._mark_corrupt):
-                yield self.line.milliseconds(number), colour.upright(frame)
+                if number > last:  # in a damaged recording, one may have stood in for another already
+                    last = number
+                    yield self.line.milliseconds(number), colour.upright(frame)
 
     def decode_all(self) -> Iterator[tuple[float, Picture]]:
         """Yield time (ms) and upright picture of all frames."""
