@@ -181,7 +181,7 @@ def why_unreadable(data: bytes) -> str:
     if recovery.lacks_index(data):
         return (
             "the mp4 has no index (moov): it was cut off before its end, and its pictures can't be decoded without, "
-            "as no parameter sets (SPS, PPS) are among them"
+            "as no parameter sets (SPS, PPS) are among them; give the recorder time to finish when it is stopped"
         )
     for beginning, (what, advice) in _KNOWN.items():
         if data.startswith(beginning) or head.startswith(beginning):
