@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.recordings import TRIALS, WHOLE, Coded, coded, muxed, number, without_reorder_depth
+from tests.recordings import FRAGMENTED, TRIALS, WHOLE, Coded, coded, muxed, number, without_reorder_depth
 from vaultml_worker import video
 from vaultml_worker.media.timeline import Stamp, spread, timeline
 from vaultml_worker.records import Sample, Timing
@@ -90,6 +91,41 @@ def test_clocks_that_start_again(bframes: int, parts: int) -> None:
     assert [round(frame.timestamp) for frame in found.frames] == [
         2000 * part + 40 * value for part in range(parts) for value in (12, 37)
     ]
+
+
+def fragments(change: Callable[[int, int], int], **options: Any) -> bytes:
+    """A fragmented mp4 of 50 frames whose fragment number n begins at `change(n, its time)` (12800 a second)."""
+    pictures, plain = coded(**options)
+    data = bytearray(muxed(pictures, plain, options={"movflags": FRAGMENTED}))
+    place = number_ = 0
+    while (place := data.find(b"tfdt", place) + 4) > 3:
+        end = place + (12 if data[place] else 8)
+        time = change(number_, int.from_bytes(data[place + 4 : end], "big"))
+        data[place + 4 : end] = time.to_bytes(end - place - 4, "big")
+        number_ += 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda n, time: time if n < 2 else time - 10_240, id="set back"),
+        pytest.param(lambda n, time: time - 1536 * n * (n > 1), id="slightly back, again and again"),
+        pytest.param(lambda _n, _time: 0, id="no clock"),
+        pytest.param(lambda _n, time: 30_720 - time, id="from the end"),
+        pytest.param(lambda n, time: time + 12_800 * 3600 * (n > 2), id="set forward by an hour"),
+    ],
+)
+def test_fragments_whose_clock_was_set(change: Callable[[int, int], int], bframes: int) -> None:
+    data = fragments(change, bframes=bframes)
+    found = sample(data)
+    assert near(numbers(found), EVEN, 5)
+    assert found.timing is Timing.FRAME_ORDER
+    assert not found.corrupt
+    assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
+    whole = sample(fragments(lambda _, time: time, bframes=bframes))
+    assert (whole.timing, whole.duration) == (Timing.CONTAINER, 2000)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
+from typing import cast
 
 import av
 from av.video.frame import VideoFrame
@@ -62,6 +63,7 @@ class Film:
         name = source.container.format.name
         self.truncated = source.recovered or ends_early(data, name, self._starts, len(self._packets))
         self._stamps = [Stamp(packet.pts, packet.dts, packet.duration or 0) for packet in self._packets]
+        self._restore()
         self._real_dts = not name.startswith("matroska")
         self._arrange(display_times=not (self._context.has_b_frames and _grow(self._stamps)))
 
@@ -100,6 +102,18 @@ class Film:
         if isinstance(found, FalseKeyframe):
             self._starts = []
         self._arrange(display_times=self.line.order is not None and not isinstance(found, DecodingTimes))
+
+    def _restore(self) -> None:
+        """Make packets whole that FFmpeg marks to be discarded because the times of their mp4 fragment go backwards.
+
+        Those that an edit list leaves out are in order, and stay marked.
+        """
+        last: int | None = None
+        for number, (packet, stamp) in enumerate(zip(self._packets, self._stamps, strict=True)):
+            if packet.is_discard and last is not None and stamp.dts is not None and stamp.dts <= last:
+                self._packets[number] = cast("containers.Packet", av.Packet(bytes(packet)))
+            elif stamp.dts is not None:
+                last = stamp.dts if last is None else max(last, stamp.dts)
 
     def _arrange(self, *, display_times: bool) -> None:
         """Put the frames in order and find the keyframes among them."""
