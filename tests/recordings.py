@@ -1,6 +1,7 @@
 """Small recordings made on the spot: every kind that a camera, an Agent or an enemy may send."""
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -99,7 +100,13 @@ def rotated(data: bytes, degrees: int) -> bytes:
 
 
 TRIALS = Path(__file__).parent / "data" / "trials"
-"""Recordings that once failed; each frame has its number along the top edge: see `number`."""
+"""Files that once failed. In a recording, each frame has its number along the top edge: see `number`."""
+WHOLE = [
+    path.name
+    for path in sorted(TRIALS.iterdir())
+    if path.suffix in (".mp4", ".mkv", ".ts", ".h264", ".265") and path.name[:2] != "30"
+]
+"""The recordings among them that were not cut."""
 BLOCK = 12
 
 
@@ -209,3 +216,49 @@ def muxed(
             target.mux(packet)
         target.close()
         return Path(out.name).read_bytes()
+
+
+class Bits:
+    """Reads and copies the bits of a NAL unit's payload, most significant first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bits = "".join(f"{byte:08b}" for byte in data.replace(b"\0\0\3", b"\0\0"))
+        self.place = 0
+
+    def take(self, count: int) -> int:
+        self.place += count
+        return int(self._bits[self.place - count : self.place], 2)
+
+    def golomb(self) -> int:
+        zeros = self._bits.index("1", self.place) - self.place
+        self.place += zeros
+        return self.take(zeros + 1) - 1
+
+    def until_here(self, ending: str) -> bytes:
+        bits = self._bits[: self.place] + ending
+        bits += "0" * (-len(bits) % 8)
+        return bytes(int(bits[place : place + 8], 2) for place in range(0, len(bits), 8))
+
+
+def without_reorder_depth(stream: bytes) -> bytes:
+    """An Annex B stream of H.264, main profile, whose parameter sets say nothing of reordering, as many cameras'."""
+    parts = re.split(rb"(\x00\x00\x00?\x01)", stream)
+    return b"".join(_plain_sps(part) if part[:1] == b"\x67" else part for part in parts)
+
+
+def _plain_sps(unit: bytes) -> bytes:
+    bits = Bits(unit)
+    bits.take(32)  # kind, profile, constraints, level
+    bits.golomb()
+    bits.golomb()
+    assert unit[1] == 77
+    if bits.golomb() == 0:
+        bits.golomb()
+    bits.golomb()
+    bits.take(1)
+    bits.golomb()
+    bits.golomb()
+    assert bits.take(1), "frames only"
+    bits.take(1)
+    assert not bits.take(1), "no cropping"
+    return bits.until_here("01")  # no VUI, and the trailing bit

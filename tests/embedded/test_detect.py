@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from testbed.service import environment
-from tests.recordings import clip, sound_only
+from tests.recordings import TRIALS, clip, sound_only
 from vaultml_worker import darknet, results
 from vaultml_worker.dev import agent
 
@@ -84,6 +84,21 @@ def test_one_line_for_each_bad_file_and_the_others_are_done(tiny: Path, recordin
         assert any(str(path) in line and why in line for line in lines), done.stderr
     assert "4 of 5 files" in lines[-1]
     assert sorted(path.name for path in out.iterdir()) == ["walkers.json", "walkers.mp4"]
+
+
+def test_odd_recordings_in_one_batch(tiny: Path, tmp_path: Path) -> None:
+    names = ["25-half-ms.mp4", "31-dahua.dav", "13-gap-5h.mkv", "30-killed-agent.mp4", "15-hevc-matrix-14.mp4"]
+    done = vaultml("detect", *(TRIALS / name for name in names), "--out", tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("vaultml:")]
+    assert [line.split(": ")[1].rpartition("/")[2] for line in lines[:2]] == ["31-dahua.dav", "30-killed-agent.mp4"]
+    assert "2 of 5 files" in lines[-1]
+    for name in ("25-half-ms", "13-gap-5h", "15-hevc-matrix-14"):
+        found = load(tmp_path / f"{name}.json")["vaultml"]
+        assert found["frames"]["decoded"] == 5
+        assert found["timing"] == ("frame-order" if name == "13-gap-5h" else "container")
+        with av.open(str(tmp_path / f"{name}.mp4")) as annotated:
+            assert len(list(annotated.decode(video=0))) == 50
 
 
 def test_two_inputs_of_one_stem_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.recordings import TRIALS, coded, muxed, number, numbered_picture, sound_only
 from vaultml_worker import video
@@ -55,7 +56,7 @@ def two_films(container: str, marked: int | None, first: tuple[int, int] = (128,
             stream = target.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             if marked is not None:
-                stream.disposition = "default" if place == marked else 0  # type: ignore[assignment]
+                stream.disposition = Disposition.default if place == marked else Disposition(0)
             streams.append(stream)
         for value in range(20):
             for place, stream in enumerate(streams):
@@ -75,12 +76,19 @@ def test_of_two_films_the_larger_is_taken(container: str) -> None:
     assert numbers(found)[0] >= 100
 
 
+@pytest.mark.parametrize("marked", [0, 1])
+def test_of_two_films_the_one_marked_as_default_is_taken(marked: int) -> None:
+    found = sample(two_films("matroska", marked))
+    assert found.width == (128, 256)[marked]
+    assert numbers(found)[0] // 100 == marked
+
+
 def test_an_audio_file_with_a_cover_has_no_video() -> None:
     out = io.BytesIO()
     with av.open(io.BytesIO(sound_only()), "r") as source, av.open(out, "w", format="mp4") as target:
         cover = target.add_stream("mjpeg", rate=25)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic
         stream = target.add_stream_from_template(source.streams.audio[0])
         frame = av.VideoFrame.from_ndarray(np.full((48, 64), 60, np.uint8), format="gray").reformat(format="yuvj420p")
         frame.pts = 0
@@ -125,6 +133,7 @@ def test_pictures_are_recordings_of_one_frame(extension: str) -> None:
         ("m4v", "mpeg4", "yuv420p"),
         ("wtv", "mpeg2video", "yuv420p"),
         ("nut", "ffv1", "yuv420p"),
+        ("obu", "libsvtav1", "yuv420p"),
     ],
 )
 def test_formats(container: str, codec: str, pix_fmt: str) -> None:
@@ -196,3 +205,11 @@ def test_no_format_is_read_that_could_open_other_files() -> None:
     assert not openers & set(containers.FORMATS.split(","))
     known = {part for name in av.formats_available for part in name.split(",")}
     assert set(containers.FORMATS.split(",")) <= known
+
+
+def test_a_stream_that_begins_late_ends_nothing() -> None:
+    """PyAV looks it up when all packets are read, and does not find it."""
+    data = (TRIALS.parent / "recordings" / "late-stream.ts").read_bytes()
+    with pytest.raises(IndexError), av.open(io.BytesIO(data), "r") as source:
+        list(source.demux(source.streams.video[0]))
+    assert sample(data).frames

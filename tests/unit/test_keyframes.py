@@ -8,6 +8,7 @@ import pytest
 
 from tests.recordings import FRAGMENTED, TRIALS, coded, muxed, number
 from vaultml_worker import video
+from vaultml_worker.media.film import Film
 from vaultml_worker.records import Sample
 
 
@@ -136,12 +137,12 @@ def test_a_recording_that_starts_between_keyframes_has_no_grey_frames(codec: str
 def test_only_keyframes_are_decoded_where_they_are_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, plain = coded(250, keyframe_every=25)
     decoded: list[int] = []
-    original = video._Video._numbered
+    original = Film._numbered
 
-    def counted(self: video._Video, place: int | None) -> object:
+    def counted(self: Film, place: int | None) -> object:
         decoded.append(0 if place is None else 1)
         return original(self, place)
 
-    monkeypatch.setattr(video._Video, "_numbered", counted)
+    monkeypatch.setattr(Film, "_numbered", counted)
     assert len(sample(muxed(pictures, plain)).frames) == 5
     assert sum(decoded) == 5

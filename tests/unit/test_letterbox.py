@@ -39,6 +39,13 @@ def test_the_fast_way_gives_nearly_the_same(size: tuple[int, int], network: tupl
     assert difference.mean() <= 0.3
 
 
+@pytest.mark.parametrize("size", [(32_766, 2), (32_767, 2), (2, 40_000), (400_000, 1)])
+def test_any_length_of_a_side_is_taken(size: tuple[int, int]) -> None:
+    fitted = Letterbox(*size, 416, 416).apply_fast(np.full((size[1], size[0], 3), 7, np.uint8))
+    assert fitted.shape == (416, 416, 3)
+    assert (fitted == 7).any()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (333, 77), (50, 999), (416, 416), (3840, 2160)])
 def test_boxes_come_back_where_they_were(size: tuple[int, int]) -> None:
     width, height = size

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.recordings import TRIALS, Coded, coded, muxed, number
+from tests.recordings import FRAGMENTED, TRIALS, WHOLE, Coded, coded, muxed, number, without_reorder_depth
 from vaultml_worker import video
 from vaultml_worker.media.timeline import Stamp, spread, timeline
 from vaultml_worker.records import Sample, Timing
@@ -92,6 +93,41 @@ def test_clocks_that_start_again(bframes: int, parts: int) -> None:
     ]
 
 
+def fragments(change: Callable[[int, int], int], **options: Any) -> bytes:
+    """A fragmented mp4 of 50 frames whose fragment number n begins at `change(n, its time)` (12800 a second)."""
+    pictures, plain = coded(**options)
+    data = bytearray(muxed(pictures, plain, options={"movflags": FRAGMENTED}))
+    place = number_ = 0
+    while (place := data.find(b"tfdt", place) + 4) > 3:
+        end = place + (12 if data[place] else 8)
+        time = change(number_, int.from_bytes(data[place + 4 : end], "big"))
+        data[place + 4 : end] = time.to_bytes(end - place - 4, "big")
+        number_ += 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda n, time: time if n < 2 else time - 10_240, id="set back"),
+        pytest.param(lambda n, time: time - 1536 * n * (n > 1), id="slightly back, again and again"),
+        pytest.param(lambda _n, _time: 0, id="no clock"),
+        pytest.param(lambda _n, time: 30_720 - time, id="from the end"),
+        pytest.param(lambda n, time: time + 12_800 * 3600 * (n > 2), id="set forward by an hour"),
+    ],
+)
+def test_fragments_whose_clock_was_set(change: Callable[[int, int], int], bframes: int) -> None:
+    data = fragments(change, bframes=bframes)
+    found = sample(data)
+    assert near(numbers(found), EVEN, 5)
+    assert found.timing is Timing.FRAME_ORDER
+    assert not found.corrupt
+    assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
+    whole = sample(fragments(lambda _, time: time, bframes=bframes))
+    assert (whole.timing, whole.duration) == (Timing.CONTAINER, 2000)
+
+
 @pytest.mark.parametrize(
     ("codec", "container"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mpeg2video")]
 )
@@ -152,6 +188,23 @@ def test_times_of_decoding_are_not_taken_for_times_of_display(container: str, co
     assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
+@pytest.mark.parametrize("keyframe_every", [7, 25, 1000])
+@pytest.mark.parametrize("of_display", [True, False])
+def test_streams_that_do_not_say_how_far_they_reorder(container: str, keyframe_every: int, of_display: bool) -> None:
+    """As many cameras' H.264: the depth is known only once frames are decoded."""
+    raw = without_reorder_depth(coded(container="h264", bframes=3, keyframe_every=keyframe_every)[1])
+    pictures, _ = coded(container="mpegts", bframes=3, keyframe_every=keyframe_every)
+    bare = [replace(each, body=without_reorder_depth(each.body)) for each in pictures]
+    told = bare if of_display else [replace(each, pts=n, dts=n) for n, each in enumerate(bare)]
+    data = muxed(told, raw, container=container)
+    found = sample(data)
+    assert near(numbers(found), EVEN, 3 if keyframe_every == 7 else 0)
+    assert found.timing is Timing.CONTAINER
+    assert not found.corrupt
+    assert [number(picture) for _, picture in video.pictures(data, video.Limits())] == list(range(50))
+
+
 def every(data: bytes, chunk: int) -> list[int]:
     found: list[int] = []
     first, total = 0, 1
@@ -162,7 +215,7 @@ def every(data: bytes, chunk: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(TRIALS.iterdir()) if path.name[:2] not in ("30", "31")])
+@pytest.mark.parametrize("name", WHOLE)
 def test_all_frames_chunk_by_chunk_are_all_frames_at_once(name: str) -> None:
     data = (TRIALS / name).read_bytes()
     assert every(data, 8) == [number(picture) for _, picture in video.pictures(data, video.Limits())]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from vaultml_worker.records import Box
 
 _GREY = 128  # Darknet fills with 0.5
+_LONGEST = 32_766
+"""Pixels in a side that OpenCV's warp can take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Letterbox:
 
         That changes a photograph by at most 3 of 255, which is less than what video coding changes.
         """
+        if max(picture.shape) > _LONGEST:
+            return self.apply(picture)
         out, inner = self._blank()
         steps = np.diag([_step(self.width, self.inner[0]), _step(self.height, self.inner[1]), 1])[:2]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -126,6 +126,7 @@ def summary(vaultml: dict[str, Any]) -> str:
     objects, frames = vaultml["objects"], vaultml["frames"]
     kinds = ", ".join(f"{label} {count}" for label, count in objects["by_label"].items()) or "nothing"
     flags = "".join(f", {flag}" for flag in ("truncated", "corrupt") if vaultml[flag])
+    flags += ", times by frame order" if vaultml.get("timing") == "frame-order" else ""
     total = sum(vaultml["timings"].values())
     return (
         f"{kinds}; {objects['moving']} of {objects['total']} moving; "

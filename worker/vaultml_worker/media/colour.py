@@ -31,6 +31,13 @@ def rgb(frame: VideoFrame) -> Picture:
     return np.asarray(frame.reformat(format="rgb24", threads=1).to_ndarray(), np.uint8)
 
 
+def upright(frame: VideoFrame) -> Picture:
+    """Return the picture of a decoded frame, turned as the recording says."""
+    picture = rgb(frame)
+    turns = round((frame.rotation or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+
+
 def encodable(picture: Picture, reformatter: VideoReformatter) -> VideoFrame:
     """Return the RGB picture (even sides) as a 4:2:0 frame in BT.709, limited range, and tagged so."""
     source = VideoFrame.from_ndarray(picture, format="rgb24")

@@ -10,6 +10,7 @@ from typing import TypeAlias, cast
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from vaultml_worker.failures import Cause, Failure
@@ -144,6 +145,8 @@ def _demux(container: InputContainer, frames: int) -> tuple[VideoStream, list[Pa
         raise MemoryError from None
     except av.FFmpegError:
         damaged = True
+    except IndexError:
+        pass  # PyAV at the end of a file in which a stream began late, as in MPEG-TS: all packets are there
     best = max(decodable, key=lambda stream: _preference(stream, len(packets[stream.index])))
     if len(packets[best.index]) > frames or count > frames * len(decodable):
         raise Failure(Cause.TOO_LARGE, f"more frames than RECORDING_MAX_FRAMES ({frames})")
@@ -154,6 +157,15 @@ def _preference(stream: VideoStream, packets: int) -> tuple[bool, bool, int, int
     """Films before stills, then the stream that the file marks as default, then the largest, then the longest."""
     default = bool(stream.disposition & Disposition.default)
     return packets > 1, default, stream.codec_context.width * stream.codec_context.height, packets
+
+
+def decoder(model: VideoCodecContext, pixels: int, **options: str) -> VideoCodecContext:
+    """Return a new decoder of the same stream, with options of FFmpeg."""
+    made = av.CodecContext.create(model.codec.name, "r")
+    made.extradata = model.extradata
+    made.thread_count = 1
+    made.options = {"threads": "1", "max_pixels": str(pixels), **options}
+    return cast("VideoCodecContext", made)
 
 
 def too_many_pixels(width: int, height: int, pixels: int) -> Failure:
@@ -169,7 +181,7 @@ def why_unreadable(data: bytes) -> str:
     if recovery.lacks_index(data):
         return (
             "the mp4 has no index (moov): it was cut off before its end, and its pictures can't be decoded without, "
-            "as no parameter sets (SPS, PPS) are among them"
+            "as no parameter sets (SPS, PPS) are among them; give the recorder time to finish when it is stopped"
         )
     for beginning, (what, advice) in _KNOWN.items():
         if data.startswith(beginning) or head.startswith(beginning):

@@ -16,7 +16,7 @@ from vaultml_worker.records import Timing
 _DEFAULT_PERIOD = Fraction(1, 25)
 _PERIODS = Fraction(1, 1000), Fraction(60)
 """Shortest and longest plausible time between two frames, in seconds."""
-_REORDER = 16
+REORDER = 16
 """By how many frames decoding and display order can differ at most (H.264, HEVC)."""
 _RARE = 10
 """A gap is one where at most every tenth step is as long; more of them are a slow frame rate."""
@@ -52,16 +52,22 @@ class Timeline:
 
 
 def timeline(
-    stamps: Sequence[Stamp], time_base: Fraction, *, reorder: bool, real_dts: bool, rate: Fraction | None
+    stamps: Sequence[Stamp],
+    time_base: Fraction,
+    *,
+    display_times: bool = True,
+    reorder: bool,
+    real_dts: bool,
+    rate: Fraction | None,
 ) -> Timeline:
     """Return the timeline of packets with these stamps, given in decoding order (at least one).
 
-    `reorder`: decoding and display order may differ; `real_dts`: the container itself has decoding times (FFmpeg
-    derives them for others); `rate`: frames per second as the container says, if it does.
+    `display_times`: what should be times of display are; `reorder`: decoding and display order may differ; `real_dts`:
+    the container itself has decoding times (FFmpeg derives them for others); `rate`: frames per second as the container
+    says, if it does.
     """
     pts = [stamp.pts for stamp in stamps if stamp.pts is not None]
-    # Where decoding and display order differ, times that grow from packet to packet are none of display.
-    ordered = len(pts) == len(stamps) and not (reorder and all(a < b for a, b in pairwise(pts)))
+    ordered = len(pts) == len(stamps) and display_times
     clock = pts if len(pts) == len(stamps) else [stamp.dts for stamp in stamps if stamp.dts is not None]
     if len(clock) < len(stamps):
         return _by_number(stamps, [], time_base, rate, None)
@@ -94,7 +100,7 @@ def _restarts(stamps: Sequence[Stamp], clock: Sequence[int], *, reorder: bool, r
     starts = [0]
     highest: int | None = None
     for number in range(1, len(clock)):
-        earlier = number - 1 - (_REORDER if reorder else 0)
+        earlier = number - 1 - (REORDER if reorder else 0)
         if earlier >= starts[-1]:
             highest = clock[earlier] if highest is None else max(highest, clock[earlier])
         before, here = stamps[number - 1].dts, stamps[number].dts
