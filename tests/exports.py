@@ -24,6 +24,7 @@ def exported(
     metadata: dict[str, str] | None = None,
     outputs: int = 1,
     constants: bool = False,
+    chosen: int = 0,
 ) -> Path:
     """A network with random weights: one convolution per stride, reshaped to the batch that it is exported for."""
     random = np.random.default_rng(3)
@@ -56,7 +57,13 @@ def exported(
     nodes.append(helper.make_node("Slice", ["all", four, end, one], ["logits"]))
     nodes.append(helper.make_node("Sigmoid", ["logits"], ["scores_"]))
     nodes.append(helper.make_node("Concat", ["boxes_", "scores_"], ["joined"], axis=1))
-    if first:
+    if chosen:  # corners, score and class of the first ones, as a model without NMS gives
+        few, six = (constant(f"number{value}", np.array([value], np.int64)) for value in (chosen, 6))
+        two = constant("number2", np.array([2], np.int64))
+        nodes.append(helper.make_node("Slice", ["joined", zero, few, two], ["kept"]))
+        nodes.append(helper.make_node("Slice", ["kept", zero, six, one], ["six"]))
+        nodes.append(helper.make_node("Transpose", ["six"], ["output0"], perm=[0, 2, 1]))
+    elif first:
         nodes.append(helper.make_node("Identity", ["joined"], ["output0"]))
     else:
         nodes.append(helper.make_node("Transpose", ["joined"], ["output0"], perm=[0, 2, 1]))

@@ -66,6 +66,27 @@ def test_what_it_says_is_what_comes_out(form: dict[str, object], tmp_path: Path)
         np.testing.assert_allclose(found.boxes, corners, atol=1e-3)
 
 
+def test_what_a_model_has_chosen_itself_is_split(tmp_path: Path) -> None:
+    """YOLOv10 and YOLO26 give corners, score and class of 300 boxes."""
+    path = exported(tmp_path / "yolo.onnx", chosen=20)
+    loaded = model.load(path)
+    onnx.checker.check_model(onnx.load_model_from_string(loaded.onnx))
+    engine = OnnxEngine(loaded)
+    engine.warm_up()
+    for frame, found in zip(frames(3), engine.detect(frames(3)), strict=True):
+        rows = raw(path, frame, first=False, half=False)
+        assert rows.shape == (20, 6)
+        np.testing.assert_allclose(found.boxes, rows[:, :4], atol=1e-4)
+        np.testing.assert_allclose(found.scores, rows[:, 4], atol=1e-5)
+        np.testing.assert_array_equal(found.classes, rows[:, 5].astype(int))
+
+
+def test_labels_of_such_a_model_are_tried(tmp_path: Path) -> None:
+    path = exported(tmp_path / "yolo.onnx", chosen=20, metadata={})
+    with pytest.raises(InvalidInput, match="a number of classes that the file does not tell and no labels"):
+        model.load(path)
+
+
 @pytest.mark.parametrize(
     ("form", "says"),
     [

@@ -113,11 +113,11 @@ def warnings(model: Model, path: Path | None) -> Sequence[str]:
 
 def _from_onnx(path: Path, names: Path | None) -> Model:
     file, classes = onnx_file.read(path), None
-    adapted = onnx_yolo.is_detector(file)
-    if adapted:
+    if onnx_yolo.is_detector(file):
         file, classes = onnx_yolo.adapt(file)
-    height, width = onnx_file.check_contract(file)
-    if not adapted:
+        height, width = onnx_file.check_contract(file)
+    else:
+        height, width = onnx_file.check_contract(file)
         classes = onnx_file.count_classes(file)
     found = labels_.from_file(names) if names else labels_.from_metadata(path, file.metadata)
     labels = labels_.settle(path, found, classes, str(names or path))

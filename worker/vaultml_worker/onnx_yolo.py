@@ -1,4 +1,4 @@
-"""YOLO detectors as Ultralytics exports them (YOLOv5 to YOLO11: floats in, `output0` out), put into our form.
+"""YOLO detectors as Ultralytics exports them (YOLOv5 to YOLO26: floats in, `output0` out), put into our form.
 
 Frames are scaled and turned inside the graph, the output is split into boxes, scores and classes, and a batch that is
 fixed at one frame is made dynamic. What comes out is compared with what went in before it is used.
@@ -6,6 +6,7 @@ fixed at one frame is made dynamic. What comes out is compared with what went in
 
 import ast
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from vaultml_worker.records import InvalidInput
 
 EXPORT = "yolo export model=… format=onnx imgsz=640 dynamic=False nms=False"
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32))
+_CHOSEN_VALUES = 6
 _OLDEST_OPSET = 12
 _TOLERANCE = 1e-3
 """Of the largest number in the output: how far a frame in a batch may differ from the same frame alone."""
@@ -36,8 +38,25 @@ def is_detector(file: OnnxFile) -> bool:
     return floats and len(sides) == 4 and sides[1] == 3 and len(outputs[0].type.tensor_type.shape.dim) in (0, 3)
 
 
-def adapt(file: OnnxFile) -> tuple[OnnxFile, int]:
-    """Return the model in the form of docs/models.md, and its number of classes. Raises InvalidInput."""
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What an output holds: `anchors` times x, y, w, h [objectness] classes…, or `chosen` corners, score, class.
+
+    `values_first`: it is (values, anchors), not (anchors, values). `classes` is None where the shape does not tell.
+    """
+
+    anchors: int
+    classes: int | None
+    values_first: bool = False
+    objectness: bool = False
+    chosen: bool = False
+
+
+def adapt(file: OnnxFile) -> tuple[OnnxFile, int | None]:
+    """Return the model in the form of docs/models.md, and its number of classes, None if unknown.
+
+    Raises InvalidInput with what to export instead.
+    """
     _check_kind(file)
     height, width = _size(file)
     proto = onnx.ModelProto()
@@ -129,11 +148,10 @@ def _agree(alone: NDArray[np.float32], together: NDArray[np.float32]) -> bool:
     return float(np.abs(alone - together).max()) <= _TOLERANCE * float(np.abs(alone).max())
 
 
-def _wrap(file: OnnxFile, proto: onnx.ModelProto, size: tuple[int, int], shape: tuple[int, ...]) -> int:
+def _wrap(file: OnnxFile, proto: onnx.ModelProto, size: tuple[int, int], shape: tuple[int, ...]) -> int | None:
     """Put pixels before the graph and a selection behind it; gives the number of classes."""
     graph = proto.graph
-    anchors, values, first, objectness = _layout(file, size, shape)
-    classes = values - 5 if objectness else values - 4
+    layout = _layout(file, size, shape)
     image, kind = file.inputs()[0].name, file.inputs()[0].type.tensor_type.elem_type
     before = Nodes(prefix="vaultml_in_")
     pixels = before.add("Cast", ["frames"], to=TensorProto.FLOAT)
@@ -142,8 +160,11 @@ def _wrap(file: OnnxFile, proto: onnx.ModelProto, size: tuple[int, int], shape: 
     before.add("Cast", [pixels], to=kind, name=image)
     behind = Nodes(prefix="vaultml_out_")
     value = behind.add("Cast", [graph.output[0].name], to=TensorProto.FLOAT)
-    value = behind.add("Transpose", [value], perm=[0, 2, 1]) if first else value
-    _select(behind, value, anchors, classes, objectness=objectness)
+    if layout.chosen:
+        _split(behind, value, layout.anchors)
+    else:
+        value = behind.add("Transpose", [value], perm=[0, 2, 1]) if layout.values_first else value
+        _select(behind, value, layout)
     nodes = [*before.nodes, *graph.node, *behind.nodes]
     graph.initializer.extend([*before.constants, *behind.constants])
     kept = [item for item in graph.input if item.name != image]
@@ -159,32 +180,42 @@ def _wrap(file: OnnxFile, proto: onnx.ModelProto, size: tuple[int, int], shape: 
             ("classes", TensorProto.INT64, []),
         )
     )
-    return classes
+    return layout.classes
 
 
-def _layout(file: OnnxFile, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int, bool, bool]:
-    """Return how many anchors and how many values of each, whether the values come first, and an objectness is in."""
+def _layout(file: OnnxFile, size: tuple[int, int], shape: tuple[int, ...]) -> _Layout:
     for strides in _STRIDES:
         cells = sum((size[0] // stride) * (size[1] // stride) for stride in strides)
         for anchors, objectness in ((cells, False), (3 * cells, True)):
             for first in (True, False):
-                values = shape[0] if first else shape[1]
-                if anchors == shape[1 if first else 0] and values > (5 if objectness else 4):
-                    return anchors, values, first, objectness
+                classes = shape[0 if first else 1] - (5 if objectness else 4)
+                if anchors == shape[1 if first else 0] and classes > 0:
+                    return _Layout(anchors, classes, first, objectness)
+    if shape[1] == _CHOSEN_VALUES and shape[0] <= CANDIDATES:
+        return _Layout(shape[0], None, chosen=True)
     raise InvalidInput(
         f"{file.path}: its output {list(shape)} is not that of a YOLO detector for {size[1]} x {size[0]} pixels; "
         f"{EXPORT}"
     )
 
 
-def _select(graph: Nodes, value: str, anchors: int, classes: int, *, objectness: bool) -> None:
+def _split(graph: Nodes, value: str, anchors: int) -> None:
+    """Split what the model has chosen itself: (batch, anchors, x1 y1 x2 y2 score class)."""
+    flat = graph.constant(np.array([0, anchors], np.int64))
+    graph.add("Identity", [graph.slice(value, 0, 4, axis=2)], name="boxes")
+    graph.add("Reshape", [graph.slice(value, 4, 5, axis=2), flat], name="scores")
+    numbers = graph.add("Reshape", [graph.slice(value, 5, 6, axis=2), flat])
+    graph.add("Cast", [numbers], to=TensorProto.INT64, name="classes")
+
+
+def _select(graph: Nodes, value: str, layout: _Layout) -> None:
     """Add the best candidates of (batch, anchors, x y w h [objectness] classes…): each with its best class."""
     centre, extent = graph.slice(value, 0, 2, axis=2), graph.slice(value, 2, 4, axis=2)
     half = graph.add("Mul", [extent, graph.constant(np.float32(0.5))])
     corners = graph.add("Concat", [graph.add("Sub", [centre, half]), graph.add("Add", [centre, half])], axis=2)
-    first = 5 if objectness else 4
-    scores = graph.slice(value, first, first + classes, axis=2)
-    if objectness:
+    first, anchors = 5 if layout.objectness else 4, layout.anchors
+    scores = graph.slice(value, first, first + (layout.classes or 0), axis=2)
+    if layout.objectness:
         scores = graph.add("Mul", [scores, graph.slice(value, 4, 5, axis=2)])
     one = graph.constant(np.array([1], np.int64))
     flat = graph.constant(np.array([0, anchors], np.int64))
