@@ -69,10 +69,18 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
             return super().poll(*args)
 
     class FaultyProducer(Producer):
+        broken = False
+
         def poll(self, *args: Any) -> Any:
             if faults.due("producer"):
+                self.broken = True
                 raise fatal()
             return super().poll(*args)
+
+        def produce(self, *args: Any, **options: Any) -> Any:
+            if self.broken:  # as librdkafka does it: the error itself is raised once
+                raise KafkaException(KafkaError(KafkaError._FATAL))
+            return super().produce(*args, **options)
 
     monkeypatch.setattr("vaultml_worker.queues.kafka.queue.Consumer", FaultyConsumer)
     monkeypatch.setattr("vaultml_worker.queues.kafka.outbox.Producer", FaultyProducer)
