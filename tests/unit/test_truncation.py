@@ -63,6 +63,21 @@ def test_a_recording_may_be_cut_anywhere_behind_its_first_fragment() -> None:
         assert found.frames
 
 
+@pytest.mark.parametrize("movflags", [f"{FRAGMENTED}+global_sidx", f"{FRAGMENTED}+dash"])
+def test_a_segment_index_tells_of_a_cut_between_fragments(movflags: str) -> None:
+    pictures, plain = coded(100)
+    whole = muxed(pictures, plain, options={"movflags": movflags})
+    boxes = list(recovery.boxes(whole))
+    assert b"sidx" in [kind for kind, _, _ in boxes]
+    assert not sample(whole).truncated
+    last = [start for kind, start, _ in boxes if kind == b"moof"][-1]
+    if "global" in movflags:
+        assert sample(whole[:last]).truncated
+    found = sample(whole[: last - 30])
+    assert found.truncated
+    assert found.frames
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_no_whole_recording_of_the_trials_is_flagged(name: str) -> None:
     assert not sample((TRIALS / name).read_bytes()).truncated
