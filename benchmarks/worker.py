@@ -43,7 +43,7 @@ PARENT_GOAL = 4.0
 """CPU milliseconds of the parent process for one recording."""
 NETWORK = "yolov3-tiny-416"
 _ROUNDS = 5
-_ROUND_S = float(os.environ.get("SECONDS", "6"))
+_ROUND_S = float(os.environ.get("SECONDS", "4"))
 _WARM_UP = 8
 _START_S, _RESULT_S = 120, 120
 _VARIABLES = {"NUMBER_OF_PREDICTIONS": str(COUNT), "ENGINE": "onnxruntime", "RECORDINGS_IN_FLIGHT": "8"}
@@ -140,7 +140,7 @@ class _Bench:
         """The CPU engine, beside a loop that does one thing after the other."""
         cores = len(os.sched_getaffinity(0))
         with self._worker(None, cores) as worker, _Peer(worker.site, worker.key, self._model) as peer:
-            rates = self._rounds(worker, lambda count: peer.rate(max(2, count // 4)), 4.0)
+            rates = self._rounds(worker, lambda count: peer.rate(max(2, count // 4)), 2.0)
         return rates.row(f"CPU engine, {cores} cores", "a peer's loop", GOALS["peer"])
 
     @contextlib.contextmanager

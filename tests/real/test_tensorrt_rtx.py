@@ -14,6 +14,8 @@ from benchmarks.networks import write_random
 from testbed import darknet as original
 from testbed.gpu import double, rtx
 from testbed.gpu import pycuda as pycuda_
+from tests.exports import exported
+from tests.networks import MIXED, YOLOV4, YOLOV4_TINY, YOLOV7_TINY
 from tests.parts import need
 from tests.real.gpu import Heard, importable, small_model
 from vaultml_worker import cli, darknet, model
@@ -62,6 +64,24 @@ def test_it_builds_our_networks(cfgs: Mapping[str, Path], tmp_path: Path, name: 
         assert heard.progress == sorted(heard.progress)
         assert heard.progress[-1] == 1.0
     assert len(list(tmp_path.glob("*.engine"))) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("name", ["yolov4", "yolov4-tiny", "yolov7-tiny", "mixed", "grey"])
+def test_it_builds_what_later_networks_are_made_of(tmp_path: Path, name: str, precision: Precision) -> None:
+    texts = {"yolov4": YOLOV4, "yolov4-tiny": YOLOV4_TINY, "yolov7-tiny": YOLOV7_TINY, "mixed": MIXED}
+    cfg = tmp_path / f"{name}.cfg"
+    cfg.write_text(texts.get(name, YOLOV4_TINY.replace("channels=3", "channels=1")))
+    cfg.with_suffix(".names").write_text("a\nb\nc\n")
+    write_random(darknet.read_cfg(cfg), cfg.with_suffix(".weights"), SEED)
+    built = build_ahead(model.load(cfg, precision=precision), Options(tmp_path, max_batch=4), ADA)
+    assert built.path is not None
+
+
+@pytest.mark.parametrize("form", [{}, {"objectness": True}, {"half": True, "first": False}, {"opset": 12}], ids=str)
+def test_it_builds_adapted_exports(tmp_path: Path, form: dict[str, Any]) -> None:
+    built = build_ahead(model.load(exported(tmp_path / "yolo.onnx", **form)), Options(tmp_path, max_batch=4), ADA)
+    assert built.path is not None
 
 
 @pytest.fixture(scope="module")

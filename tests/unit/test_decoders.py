@@ -1,4 +1,5 @@
 import ctypes
+import errno
 import os
 import signal
 import threading
@@ -133,6 +134,18 @@ def test_frames_that_are_missing_are_a_crash(monkeypatch: pytest.MonkeyPatch, de
     with pytest.raises(Failure) as caught:
         Decoders.sample(decoders, b"tiny", 3, (999, 999))
     assert caught.value.cause is Cause.DECODER_CRASHED
+
+
+def test_no_memory_for_a_recording_is_said(monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(Failure) as caught:
+            works(decoders)
+    assert caught.value.cause is Cause.DECODER_MEMORY
+    assert works(decoders).frames
 
 
 def test_a_refusal_comes_back_as_itself(decoders: Decoders) -> None:

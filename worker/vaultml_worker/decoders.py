@@ -118,7 +118,7 @@ class _Child:
         """
         try:
             for _ in range(_POOLS):
-                self.memory.write(data)
+                self._write(data)
                 future = self._schedule(function, args)
                 if future is not None and self._ended(future):
                     return future.result()
@@ -144,6 +144,12 @@ class _Child:
         return replace(
             sample, frames=tuple(replace(frame, pixels=each) for frame, each in zip(sample.frames, pixels, strict=True))
         )
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self.memory.write(data)
+        except OSError:  # the container has no memory left
+            raise MemoryError from None
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...]) -> "concurrent.futures.Future[Any] | None":
         """Hand a call to the pool; None when that broke while idle, or breaks as it starts."""
