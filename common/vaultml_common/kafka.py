@@ -136,6 +136,11 @@ _CODES: dict[Trouble, tuple[int, ...]] = {
 }
 
 
+def fatal(error: KafkaError) -> bool:
+    """Return True if the client has failed for good: once with the error itself, then with `_FATAL` from each call."""
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
+
+
 def trouble(error: KafkaError) -> Trouble | None:
     """Return what an error means, where that is known."""
     return next((kind for kind, codes in _CODES.items() if error.code() in codes), None)

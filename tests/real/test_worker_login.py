@@ -72,23 +72,30 @@ def test_a_missing_right_is_named_and_work_begins_once_it_is_granted(
     assert "Traceback" not in worker.log_text()
 
 
-def test_a_user_that_may_write_nowhere_is_told_and_begins_once_it_may(strict: StrictBroker, limited: Scene) -> None:
+def test_a_user_that_may_write_nowhere_is_told_and_begins_once_it_may(clips: list[bytes], tmp_path: Path) -> None:
     """Without a right to write anywhere the idempotent producer fails for good: it is replaced in place."""
-    sent = limited.events(8)
-    limited.send(*sent)
-    strict.allow("topic", limited.queue.name, "read")
-    strict.allow("group", limited.group, "read")
-    strict.allow("topic", limited.target.name, "describe")
-    worker = limited.worker()
-    worker.wait_log("grant Write on QUEUE_TARGET")
-    assert sum(limited.committed().values()) == 0
-    allow(strict, limited)
-    limited.await_results(keys_of(sent))
-    limited.await_committed()
-    assert worker.get("/healthz")[0] == 200
-    assert worker.terminate() == 0
-    assert limited.letters() == []
-    assert "Traceback" not in worker.log_text()
+    need(available())
+    with ExitStack() as stack:
+        strict = stack.enter_context(StrictBroker())  # one where this user has no rights from other tests
+        scene = Scene(strict, tmp_path, clips, stack, 1)
+        scene.create(scene.queue, scene.target, scene.dead)
+        sent = scene.events(8)
+        scene.send(*sent)
+        strict.allow("topic", scene.queue.name, "read")
+        strict.allow("group", scene.group, "read")
+        strict.allow("topic", scene.target.name, "describe")
+        worker = scene.worker()
+        worker.wait_log("grant Write on QUEUE_TARGET (before Kafka 2.8 also IdempotentWrite")
+        # Replaced in vain: whoever looks after the process is told.
+        wait_for(lambda: worker.get("/healthz")[0] == 503, WAIT_S, "health to fail", process=worker.process)
+        assert sum(scene.committed().values()) == 0
+        allow(strict, scene)
+        scene.await_results(keys_of(sent))
+        scene.await_committed()
+        assert worker.get("/healthz")[0] == 200
+        assert worker.terminate() == 0
+        assert scene.letters() == []
+        assert "Traceback" not in worker.log_text()
 
 
 def test_a_right_that_is_taken_away_in_mid_flow_loses_nothing(strict: StrictBroker, limited: Scene) -> None:

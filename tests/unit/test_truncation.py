@@ -7,7 +7,7 @@ import pytest
 from tests.recordings import FRAGMENTED, TRIALS, WHOLE, clip, coded, muxed, number
 from vaultml_worker import video
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.media import recovery
+from vaultml_worker.media import containers, recovery
 from vaultml_worker.records import Sample, Timing
 
 OPTIONS = {"fragmented": ("mp4", {"movflags": FRAGMENTED}), "faststart": ("mp4", {"movflags": "faststart"})}
@@ -61,6 +61,21 @@ def test_a_recording_may_be_cut_anywhere_behind_its_first_fragment() -> None:
         found = sample(whole[: end + (end in ends)])  # where nothing is cut in two, nothing tells
         assert found.truncated, end
         assert found.frames
+
+
+@pytest.mark.parametrize("movflags", [f"{FRAGMENTED}+global_sidx", f"{FRAGMENTED}+dash"])
+def test_a_segment_index_tells_of_a_cut_between_fragments(movflags: str) -> None:
+    pictures, plain = coded(100)
+    whole = muxed(pictures, plain, options={"movflags": movflags})
+    boxes = list(recovery.boxes(whole))
+    assert b"sidx" in [kind for kind, _, _ in boxes]
+    assert not sample(whole).truncated
+    last = [start for kind, start, _ in boxes if kind == b"moof"][-1]
+    if "global" in movflags:
+        assert sample(whole[:last]).truncated
+    found = sample(whole[: last - 30])
+    assert found.truncated
+    assert found.frames
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -153,6 +168,30 @@ def test_noise_in_place_of_pictures_ends_soon(seed: int) -> None:
     with pytest.raises(Failure) as caught:
         sample(b"\0\0\0\x10free" + bytes(8) + (len(noise) + 8).to_bytes(4, "big") + b"mdat" + noise)
     assert caught.value.cause in (Cause.NOT_A_VIDEO, Cause.NO_FRAMES)
+
+
+def absurd_size() -> bytes:
+    """An IVF whose frame number 20 is said to have four gigabytes."""
+    data = bytearray(coded(codec="libvpx", container="ivf")[1])
+    place = 32
+    for _ in range(20):
+        place += 12 + int.from_bytes(data[place : place + 4], "little")
+    data[place : place + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_a_size_that_only_a_damaged_file_names_is_damage() -> None:
+    found = sample(absurd_size())
+    assert numbers(found)[-1] < 20
+    assert len(found.frames) == 5
+    assert found.corrupt
+
+
+def test_memory_that_is_really_short_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_SPARE", 1 << 62)
+    with pytest.raises(MemoryError) as caught:
+        sample(absurd_size())
+    assert type(caught.value) is MemoryError, "FFmpeg's own can't leave the process"
 
 
 @pytest.mark.parametrize("container", ["matroska", "avi", "flv", "mpegts"])

@@ -35,18 +35,18 @@ def track(
 
     A track is static when its distance is below `move_distance` (pixels of the recording); see Track.
     """
-    trails: list[list[Sighting]] = []
+    trajectories: list[list[Sighting]] = []
     for index, detections in enumerate(frames):
         objects = _merge(detections)
-        pairs = _match(trails, objects, index, timestamps)
+        pairs = _match(trajectories, objects, index, timestamps)
         for place, detection in enumerate(objects):
             sighting = Sighting(index, detection)
-            trail = pairs.get(place)
-            if trail is None:
-                trails.append([sighting])
+            trajectory = pairs.get(place)
+            if trajectory is None:
+                trajectories.append([sighting])
             else:
-                trails[trail].append(sighting)
-    return tuple(_finish(number, trail, move_distance) for number, trail in enumerate(trails, 1))
+                trajectories[trajectory].append(sighting)
+    return tuple(_finish(number, trajectory, move_distance) for number, trajectory in enumerate(trajectories, 1))
 
 
 def _centre(box: Box) -> tuple[float, float]:
@@ -54,12 +54,12 @@ def _centre(box: Box) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def _finish(number: int, trail: Sequence[Sighting], move_distance: float) -> Track:
-    label = Counter(sighting.detection.label for sighting in trail).most_common(1)[0][0]
-    centres = [_centre(sighting.detection.box) for sighting in trail]
+def _finish(number: int, trajectory: Sequence[Sighting], move_distance: float) -> Track:
+    label = Counter(sighting.detection.label for sighting in trajectory).most_common(1)[0][0]
+    centres = [_centre(sighting.detection.box) for sighting in trajectory]
     # The farthest two sightings: neither a box that jitters nor a way that loops back hides or fakes a movement.
     distance = max((math.dist(a, b) for i, a in enumerate(centres) for b in centres[:i]), default=0.0)
-    return Track(number, label, distance, distance < move_distance, tuple(trail))
+    return Track(number, label, distance, distance < move_distance, tuple(trajectory))
 
 
 def _merge(detections: Sequence[Detection]) -> list[Detection]:
@@ -72,7 +72,7 @@ def _merge(detections: Sequence[Detection]) -> list[Detection]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trail:
+class _Trajectory:
     """What is known of a track before a new frame: last box, labels so far, and a guess where it is now."""
 
     box: Box
@@ -82,48 +82,48 @@ class _Trail:
 
 
 def _match(
-    trails: Sequence[Sequence[Sighting]], objects: Sequence[Detection], index: int, timestamps: Sequence[float]
+    trajectories: Sequence[Sequence[Sighting]], objects: Sequence[Detection], index: int, timestamps: Sequence[float]
 ) -> dict[int, int]:
-    """Object number → trail number, at the least total cost."""
-    if not trails or not objects:
+    """Object number → trajectory number, at the least total cost."""
+    if not trajectories or not objects:
         return {}
-    known = [_summary(trail, index, timestamps) for trail in trails]
-    cost = np.array([[_cost(trail, item) for trail in known] for item in objects])
+    known = [_summary(trajectory, index, timestamps) for trajectory in trajectories]
+    cost = np.array([[_cost(trajectory, item) for trajectory in known] for item in objects])
     rows, columns = linear_sum_assignment(np.where(np.isfinite(cost), cost, 1e6))
     return {int(row): int(column) for row, column in zip(rows, columns, strict=True) if np.isfinite(cost[row, column])}
 
 
-def _summary(trail: Sequence[Sighting], index: int, timestamps: Sequence[float]) -> _Trail:
-    last = trail[-1]
+def _summary(trajectory: Sequence[Sighting], index: int, timestamps: Sequence[float]) -> _Trajectory:
+    last = trajectory[-1]
     elapsed = max(0.04, (timestamps[index] - timestamps[last.frame]) / 1000)
     guess = here = _centre(last.detection.box)
-    if len(trail) > 1:
-        before = trail[-2]
+    if len(trajectory) > 1:
+        before = trajectory[-2]
         there = _centre(before.detection.box)
         seconds = max(0.04, (timestamps[last.frame] - timestamps[before.frame]) / 1000)
         guess = (
             here[0] + (here[0] - there[0]) / seconds * elapsed,
             here[1] + (here[1] - there[1]) / seconds * elapsed,
         )
-    return _Trail(last.detection.box, frozenset(item.detection.label for item in trail), guess, elapsed)
+    return _Trajectory(last.detection.box, frozenset(item.detection.label for item in trajectory), guess, elapsed)
 
 
-def _cost(trail: _Trail, detection: Detection) -> float:
-    """How unlikely it is that the detection continues the trail; infinite when it can't."""
-    (width, height), (new_width, new_height) = _size(trail.box), _size(detection.box)
+def _cost(trajectory: _Trajectory, detection: Detection) -> float:
+    """How unlikely it is that the detection continues the trajectory; infinite when it can't."""
+    (width, height), (new_width, new_height) = _size(trajectory.box), _size(detection.box)
     ratio = max(width / new_width, new_width / width, height / new_height, new_height / height)
     size = math.sqrt(math.sqrt(width * height * new_width * new_height))
     here = _centre(detection.box)
-    travelled = math.dist(_centre(trail.box), here) / size
-    allowed = min(_JITTER + SPEED * trail.elapsed, _REACH)
+    travelled = math.dist(_centre(trajectory.box), here) / size
+    allowed = min(_JITTER + SPEED * trajectory.elapsed, _REACH)
     # Off the way that it was going: who walks on rarely turns round between two frames, someone else often comes along.
-    astray = math.dist(trail.guess, here) / size
+    astray = math.dist(trajectory.guess, here) / size
     if ratio > _RATIO or max(travelled, astray) > allowed:
         return math.inf
-    if detection.label not in trail.labels and travelled > _JITTER:
+    if detection.label not in trajectory.labels and travelled > _JITTER:
         return math.inf
     surprise = min(travelled, astray + _JITTER / 2)
-    return surprise / allowed + 0.5 * math.log(ratio) + (0 if detection.label in trail.labels else _OTHER_LABEL)
+    return surprise / allowed + 0.5 * math.log(ratio) + (0 if detection.label in trajectory.labels else _OTHER_LABEL)
 
 
 def _size(box: Box) -> tuple[float, float]:

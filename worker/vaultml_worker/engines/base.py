@@ -1,4 +1,4 @@
-"""What every engine offers, and what it is told."""
+"""What every engine offers, and what it reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

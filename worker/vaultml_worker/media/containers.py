@@ -26,6 +26,8 @@ FORMATS = (
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|BM|GIF8|RIFF....WEBP|II\*\0|MM\0\*", re.DOTALL)
 """How pictures begin. With a bound on pixels, FFmpeg would not even report the size of one."""
 
+_SPARE = 64 << 20
+"""Bytes that can be had where memory is not short."""
 _CONVERT = "convert it to mp4 (ffmpeg -i FILE -c:v libx264 FILE.mp4)"
 _KNOWN: Mapping[bytes, tuple[str, str]] = {
     b"#EXTM3U": ("an HLS playlist", "upload the recording that it names"),
@@ -113,7 +115,8 @@ def _open(data: bytes, bounds: Mapping[str, str], name: str | None = None) -> In
         container.close()
         return av.open(io.BytesIO(data), "r", format=name, options=dict(bounds), container_options=limits)
     except MemoryError:
-        raise MemoryError from None  # FFmpeg's own can't be pickled
+        check_memory()
+        return None
     except (av.FFmpegError, ValueError, OSError):
         return None
 
@@ -142,7 +145,8 @@ def _demux(container: InputContainer, frames: int) -> tuple[VideoStream, list[Pa
             if count > frames * len(decodable):
                 break
     except MemoryError:
-        raise MemoryError from None
+        check_memory()
+        damaged = True
     except av.FFmpegError:
         damaged = True
     except IndexError:
@@ -166,6 +170,14 @@ def decoder(model: VideoCodecContext, pixels: int, **options: str) -> VideoCodec
     made.thread_count = 1
     made.options = {"threads": "1", "max_pixels": str(pixels), **options}
     return cast("VideoCodecContext", made)
+
+
+def check_memory() -> None:
+    """Raise MemoryError if memory is short; FFmpeg reports the same for a size that only a damaged file names."""
+    try:
+        bytearray(_SPARE)
+    except MemoryError:
+        raise MemoryError from None  # FFmpeg's own can't be pickled
 
 
 def too_many_pixels(width: int, height: int, pixels: int) -> Failure:

@@ -214,7 +214,8 @@ class Film:
                         raise containers.too_many_pixels(frame.width, frame.height, self._pixels)
                     yield frame
             except MemoryError:
-                raise MemoryError from None  # FFmpeg's own can't be pickled; the recording is not at fault
+                containers.check_memory()
+                self.corrupt = True
             except av.FFmpegError:
                 self.corrupt = True
 

@@ -15,8 +15,9 @@ _GROUPS = 3
 def ends_early(data: bytes, format_name: str, keyframes: Sequence[int], packets: int) -> bool:
     """True if the file is cut: `format_name` is FFmpeg's, `keyframes` are numbers out of `packets` packets."""
     if is_mp4(data):
-        end = max((end for _, _, end in boxes(data)), default=0)
-        return end > len(data) or 0 < len(data) - end < 8
+        found = list(boxes(data))
+        end = max((end for _, _, end in found), default=0)
+        return end > len(data) or 0 < len(data) - end < 8 or any(end > len(data) for end in _indexed(data, found))
     if format_name.startswith("matroska"):
         return _matroska(data)
     if format_name == "avi":
@@ -26,6 +27,19 @@ def ends_early(data: bytes, format_name: str, keyframes: Sequence[int], packets:
     if format_name == "mpegts":
         return _mpegts(data) or _short_group(keyframes, packets)
     return False
+
+
+def _indexed(data: bytes, found: Sequence[tuple[bytes, int, int]]) -> Iterator[int]:
+    """Yield where the last fragment of each segment index (sidx) of an mp4 ends."""
+    for kind, start, end in found:
+        if kind == b"sidx" and start + 32 <= end <= len(data):
+            wide = 8 if data[start + 8] else 4  # bytes of a time and of the offset
+            place = start + 20 + wide
+            offset = int.from_bytes(data[place : place + wide], "big")
+            place += wide + 2
+            count = int.from_bytes(data[place : place + 2], "big")
+            sizes = (data[entry : entry + 4] for entry in range(place + 2, place + 2 + 12 * count, 12))
+            yield end + offset + sum(int.from_bytes(size, "big") & 0x7FFFFFFF for size in sizes)
 
 
 def _matroska(data: bytes) -> bool:

@@ -10,7 +10,7 @@ from confluent_kafka import Message as Record
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from vaultml_common.kafka import Trouble, trouble
+from vaultml_common.kafka import Trouble, fatal, trouble
 from vaultml_worker.failures import Failure
 from vaultml_worker.queues.base import Message
 
@@ -86,7 +86,7 @@ class Outbox:
         except BufferError:
             self._retry(letter, 0.1)
         except KafkaException as error:
-            if error.args[0].fatal():
+            if fatal(error.args[0]):
                 raise
             self._delivered(letter, error.args[0])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
+from vaultml_common.kafka import fatal
 from vaultml_worker import events
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.queues.base import Ended, Ending, Message, Names, Observer
@@ -196,7 +197,7 @@ class KafkaQueue:
             yield
         except KafkaException as error:
             cause = error.args[0]
-            if not cause.fatal():
+            if not fatal(cause):
                 raise
             self._trouble(
                 cause, "the client failed for good and is replaced; nothing is acknowledged that is not durable"
@@ -223,7 +224,7 @@ class KafkaQueue:
             try:
                 found = client.list_topics(topic, timeout=2).topics[topic]
             except KafkaException as error:
-                if error.args[0].fatal():
+                if fatal(error.args[0]):
                     raise
                 self._on_error(error.args[0])
                 return
@@ -241,7 +242,7 @@ class KafkaQueue:
         if record is None:
             return None
         if (error := record.error()) is not None:
-            if error.fatal():
+            if fatal(error):
                 raise KafkaException(error)
             about = f"group {self._group}" if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED else None
             self._trouble(error, about or f"topic {self._names.source} (QUEUE_NAME)")
@@ -309,7 +310,7 @@ class KafkaQueue:
             else:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            if error.args[0].fatal():
+            if fatal(error.args[0]):
                 raise
             self._on_commit(error.args[0], offsets)
 
