@@ -41,6 +41,8 @@ def is_signed_url(text: str) -> bool:
 
 def mask_text(text: str) -> str:
     """Return the text with signed URLs and the values of `storage_*` keys replaced by `***`; JSON stays JSON."""
+    if not (":" in text or "=" in text or "%" in text):  # neither a URL nor a key with its value
+        return text
     text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
     return _SECRET_PAIR.sub(_mask_pair, text)
 
