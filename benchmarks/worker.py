@@ -67,7 +67,8 @@ def run(footage: Path | None) -> str:
         "takes a given number of frames a second; with it one process decodes, so that the other core is for the rest. "
         "Bare decoding: `video.sample` in as many plain processes. Sum of the parts: decoding with all cores, then "
         "the CPU engine with all cores. The peer's loop: download, decode everything with OpenCV, infer frame by "
-        f"frame, send, one recording after the other. Load average before, from other work: {load:.1f}.\n\n{table(header, rows)}"
+        f"frame, send, one recording after the other. Load average before, from other work: {load:.1f}.\n\n"
+        f"{table(header, rows)}"
     )
 
 
