@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vaultml_worker.environment import Environment
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.queues import Ended, Ending, Message, Names, Observer, System
+from vaultml_worker.queues import Ended, Ending, Message, Names, QueueObserver, System
 from vaultml_worker.records import Finding, State
 
 
@@ -42,7 +42,7 @@ class MemoryQueue:
     healthy = True
     joined = True
 
-    def __init__(self, names: Names, settings: MemorySettings, observer: Observer) -> None:
+    def __init__(self, names: Names, settings: MemorySettings, observer: QueueObserver) -> None:
         self._server = SERVERS[settings.memory_server]
         self._waiting = self._server.waiting.setdefault(names.source, deque())
         self._observer = observer

@@ -10,9 +10,7 @@ from confluent_kafka import KafkaError
 
 from vaultml_common import msk
 
-SECURITIES = ("PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL", "SSL")
 PASSWORD_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-MECHANISMS = (*PASSWORD_MECHANISMS, "OAUTHBEARER", msk.MECHANISM)
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _BROKER = re.compile(r"([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\[[0-9a-fA-F:.]+\])(?::([0-9]{1,5}))?")
 

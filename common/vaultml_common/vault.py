@@ -44,8 +44,8 @@ def transient(status: int) -> bool:
 
 
 def is_page(start: bytes) -> bool:
-    """Return True if a body that begins with `start` is a web page or XML."""
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    """Return True if a body that begins with `start` is a web page or XML, in whatever encoding."""
+    return start.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xfe\xff \t\r\n").startswith(b"<")
 
 
 def is_recording(body: bytes) -> bool:
@@ -53,7 +53,9 @@ def is_recording(body: bytes) -> bool:
     start = bytes(body[:PEEK])
     if start.startswith(_BASE64_ENCRYPTED):
         return True
-    return bool(start) and (any(byte in _CONTROL for byte in start) or not _is_utf8(start))
+    if not start or is_page(start):
+        return False
+    return any(byte in _CONTROL for byte in start) or not _is_utf8(start)
 
 
 def _is_utf8(start: bytes) -> bool:

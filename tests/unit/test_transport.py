@@ -73,7 +73,7 @@ def test_a_private_authority_is_trusted_where_it_is_named(
     assert fetch(url, Transport(ca=ca), download) == MOVIE
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         with monkeypatch.context() as patch:
-            patch.setenv(name, str(ca))
+            patch.setenv(name, f"{ca}\r\n" if download == "blob" else str(ca))  # as an env file with CRLF delivers it
             assert fetch(url, Transport(), download) == MOVIE
             # Both together: one for the storage, another for Vault, say.
             assert fetch(url, Transport(ca=ca), download) == MOVIE
@@ -98,7 +98,7 @@ def test_files_without_certificates_are_told(tmp_path: Path) -> None:
     assert no_certificates(tmp_path / "missing") == "no such file"
     assert no_certificates(good) is None
     (tmp_path / "folder").mkdir()
-    assert no_certificates(tmp_path / "folder") == "the folder is empty"
+    assert no_certificates(tmp_path / "folder") == "is a folder: name a file in PEM format"
 
 
 class Proxy(socketserver.ThreadingTCPServer):
@@ -166,7 +166,11 @@ def test_a_proxy_that_is_away_or_malformed_is_named(
     serve: Callable[[Flask], str], vault: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = serve(vault)
-    for address, cause in (("http://127.0.0.1:9", Cause.UNAVAILABLE), ("http://", Cause.BAD_SETTING)):
+    for address, cause in (
+        ("http://127.0.0.1:9", Cause.UNAVAILABLE),
+        ("http://", Cause.UNAVAILABLE),
+        ("http://.x:1", Cause.BAD_SETTING),
+    ):
         monkeypatch.setenv("http_proxy", address)
         with pytest.raises(Failure, match="HTTPS_PROXY") as caught:
             fetch(url, download="signed-url")

@@ -2,6 +2,7 @@ import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from flask import Flask, Response, redirect, request
 
+from testbed.process import wait_for
 from vaultml_common.vault import ACCESS_KEY, is_recording
 from vaultml_worker.dev.vault import Account, application
 from vaultml_worker.failures import TABLE, Cause, Failure, Fault
 from vaultml_worker.records import Event, VaultAccess
+from vaultml_worker.transport import Transport
 from vaultml_worker.vault import Vault
 
 KEY = "user/1630567591_6-967003_highway4_200-200-400-400_24_769.mp4"
@@ -197,12 +200,14 @@ def test_work_goes_on_when_vault_is_right_again(serve: Serve) -> None:
 
 
 def test_what_cannot_be_a_recording() -> None:
-    assert not any(map(is_recording, (b"", b"<x>", b"{}", b"plain", "größer".encode() * 99, b"\xef\xbb\xbf<html>")))
+    page = '<html lang="de"><title>Zugangsüberprüfung</title>'
+    pages = [page.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-be")]
+    assert not any(map(is_recording, (b"", b"<x>", b"{}", b"plain", "größer".encode() * 99, *pages)))
     assert all(map(is_recording, (MOVIE, b"Salted__\xff\x00", b"U2FsdGVkX19abc", b"\xff\xd8\xff", b"RIFF\x24\0", BODY)))
 
 
 def test_a_foreign_provider_does_not_hold_the_queue_of_a_vault_that_works(serve: Serve, stored: Flask) -> None:
-    """Our credentials were accepted before and still are: it is this event that is refused, for good."""
+    """Our credentials were accepted for another provider, and still are: it is this event that is refused, for good."""
     vault = Vault(access(serve(stored)), attempts=1)
     with pytest.raises(Failure) as caught:
         vault.fetch(event(source="other"))
@@ -211,6 +216,18 @@ def test_a_foreign_provider_does_not_hold_the_queue_of_a_vault_that_works(serve:
     with pytest.raises(Failure, match="may not use the provider") as caught:
         vault.fetch(event(source="other"))
     assert caught.value.cause is Cause.PROVIDER_REFUSED
+    vault.close()
+
+
+def test_a_provider_that_is_unbound_while_we_work_holds(serve: Serve) -> None:
+    """That is our configuration; and that another recording is missing proves nothing about its provider."""
+    answers = iter([200, 401, 404, 401])
+    vault = Vault(access(serve(answering(lambda: Response(MOVIE, next(answers))))), attempts=1)
+    assert vault.fetch(event()) == MOVIE
+    for source, cause in (("storj", Cause.UNAUTHORIZED), ("third", Cause.NOT_FOUND), ("storj", Cause.UNAUTHORIZED)):
+        with pytest.raises(Failure) as caught:
+            vault.fetch(event(source=source))
+        assert caught.value.cause is cause
     vault.close()
 
 
@@ -226,11 +243,42 @@ def test_keys_that_were_good_once_and_are_refused_now_hold(serve: Serve) -> None
     vault.close()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://.x/", "gopher://x", "http://a b/"])
-def test_a_dead_vault_that_only_an_event_names_is_given_up_in_the_end(url: str) -> None:
-    own = access(url)
-    vault = Vault(None, max_wait=0.01, stranger_patience=0.2)
-    assert cause_of(vault, event(own=own)) is Cause.EVENT_VAULT_FAILED
+@pytest.mark.parametrize("url", ["http://.x/", "gopher://x", "http://a b/", "http://[bad/x"])
+def test_an_event_whose_vault_has_no_address_is_given_up_at_once(url: str) -> None:
+    assert cause_of(Vault(None), event(own=access(url))) is Cause.EVENT_VAULT_FAILED
+
+
+def test_a_dead_vault_that_only_an_event_names_is_given_up_while_others_work(serve: Serve, stored: Flask) -> None:
+    """Where nothing else works either, it may be our network: the event is held."""
+    good, dead = access(serve(stored)), access("http://127.0.0.1:9")
+    retries: list[float] = []
+    begun = threading.Event()
+
+    def heard(_failure: Failure, wait: float) -> None:
+        retries.append(wait)
+        begun.set()
+
+    vault = Vault(None, max_wait=0.01, event_vault_patience=0.1, on_retry=heard)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(vault.fetch, event(own=dead))
+        begun.wait(10)
+        wait_for(lambda: sum(retries) > 0.3, 10, "retries beyond the patience")
+        assert not held.done()
+        assert vault.fetch(event(own=good)) == BODY
+        with pytest.raises(Failure, match="no connection") as caught:
+            held.result(10)
+    assert caught.value.cause is Cause.EVENT_VAULT_FAILED
+    vault.close()
+
+
+def test_a_wrong_proxy_of_ours_costs_no_event_that_brings_its_vault(serve: Serve, stored: Flask) -> None:
+    own = access(serve(stored))
+    for proxy in ("http://.proxy:3128", "http://127.0.0.1:9"):
+        stop = threading.Event()
+        threading.Timer(0.3, stop.set).start()
+        assert not cause_of(
+            Vault(None, http=Transport(proxy=proxy), stop=stop, max_wait=0.01), event(own=own)
+        ).permanent
 
 
 def test_a_stop_ends_the_retries_for_an_events_vault() -> None:

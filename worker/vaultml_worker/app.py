@@ -53,14 +53,14 @@ def work(settings: Settings, stop: threading.Event) -> None:
     with ExitStack() as parts:
         http = parts.enter_context(closing(_listen(settings, health, metrics)))
         log.info("vaultml worker starts", version=__version__, port=http.port)
+        transport = parts.enter_context(closing(settings.transport()))
+        _check_vault(settings, transport)
         ready = parts.enter_context(inference.ready(*_inference(settings, metrics, stop)))
         _log_model(settings, ready.model, ready.cpu_reason)
         health.busy_seconds = lambda: ready.engine.busy_seconds
         decoders = parts.enter_context(closing(_decoders(settings)))
-        transport = parts.enter_context(closing(settings.transport()))
         ready.engine.warm_up()
         _warm_up(decoders, settings)
-        _check_vault(settings, transport)
         vault = _vault(settings, transport, stop, reports)
         pipeline = Pipeline(
             lambda observer: settings.system.connect(settings.names, settings.queue, observer),

@@ -69,7 +69,7 @@ def examine() -> Iterator[Finding]:
 
 def _settings(wrong: list[str]) -> Iterator[Finding]:
     for line in wrong:
-        yield Finding("settings", State.WRONG, line, "`vaultml worker --help` tells all variables")
+        yield Finding("settings", State.WRONG, line, "`vaultml worker --help` lists all variables")
     if not wrong:
         count = sum(bool(os.environ.get(name)) for name, *_ in settings.variables())
         yield Finding("settings", State.OK, f"{count} variables are set")

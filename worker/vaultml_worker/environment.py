@@ -114,7 +114,7 @@ def examine(part: type[Part], **overrides: Any) -> tuple[Part, list[str]]:
         return part(**overrides), []
     except ValidationError as error:
         wrong = {str(item["loc"][0]): item for item in error.errors(include_url=False) if item["loc"]}
-        lines = [f"{name.upper()}: {_sentence(item['type'], item['msg'])}" for name, item in wrong.items()]
+        lines = [f"{name.upper()}: {_sentence(item['msg'])}" for name, item in wrong.items()]
         conflicts = [item["msg"] for item in error.errors(include_url=False) if not item["loc"]]
     fields = part.model_fields
     stand_ins = overrides | {name: "stand-in" if fields[name].is_required() else fields[name].default for name in wrong}
@@ -142,8 +142,10 @@ def _each_alone(part: type[Part]) -> type[Part]:
     return type(part.__name__, (part,), {"conflicts": conflicts, "__doc__": part.__doc__, "__module__": __name__})
 
 
-def _sentence(kind: str, message: str) -> str:
-    return "missing: set it" if kind == "missing" and message == "Field required" else message[:1].lower() + message[1:]
+def _sentence(message: str) -> str:
+    if message == "Field required":
+        return "missing: set it"
+    return message[:1].lower() + message[1:] if message.startswith(("Input ", "String ", "Value ")) else message
 
 
 def variables(part: type[Environment]) -> Iterator[tuple[str, str | None, bool, str]]:

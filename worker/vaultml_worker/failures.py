@@ -39,7 +39,6 @@ class Cause(StrEnum):
     NOT_FOUND = "not-found"
     REFUSED = "refused"
     TOO_LARGE = "too-large"
-    TOO_SLOW = "too-slow"
     ENCRYPTED = "encrypted"
     EMPTY = "empty"
     NOT_A_VIDEO = "not-a-video"
@@ -125,7 +124,8 @@ TABLE: dict[Cause, Entry] = {
     ),
     Cause.EVENT_UNAUTHORIZED: _event("the credentials that the event brings are refused", "check who writes the event"),
     Cause.EVENT_VAULT_FAILED: _event(
-        "the Vault that only this event names could not be used for 15 minutes", "check the address in the event"
+        "the Vault that only this event names could not be used for 15 minutes, while other downloads succeeded",
+        "check the address in the event",
     ),
     Cause.PROVIDER_REFUSED: _event(
         "the account may not use the provider (`source`) that the event names, while our keys work otherwise",
@@ -139,7 +139,6 @@ TABLE: dict[Cause, Entry] = {
         "Vault answers this request, and only this one, with an error status", "look at Vault's log"
     ),
     Cause.TOO_LARGE: _recording("over RECORDING_MAX_BYTES or RECORDING_MAX_FRAMES", "raise the limit"),
-    Cause.TOO_SLOW: _recording("the download took longer than 10 minutes"),
     Cause.ENCRYPTED: _recording("the Agent encrypted it", "not supported by this version"),
     Cause.EMPTY: _recording("it has no bytes"),
     Cause.NOT_A_VIDEO: _recording("it is neither a video nor a picture, or it is damaged at its beginning"),
@@ -206,6 +205,9 @@ Where the topic is missing and the user may create it, the worker does.
 | --- | --- | --- | --- |
 {permanent}
 
+The limits `RECORDING_MAX_BYTES`, `RECORDING_MAX_PIXELS`, `RECORDING_MAX_FRAMES`, `DECODER_SECONDS` and `DECODER_BYTES`
+protect the worker: what exceeds one of them becomes a dead letter by design.
+
 Truncated or damaged recordings that still give frames are no dead letters.
 Their results say `"truncated": true` or `"corrupt": true`.
 
@@ -217,8 +219,9 @@ Nothing is acknowledged and nothing is lost.
 The log says what to do, `vaultml_held_recordings` counts the messages by cause, and `/readyz` stays as it is.
 When the cause is gone, work goes on automatically.
 
-Before the worker believes that a recording is at fault, it asks Vault something that must succeed with its own keys
-(`POST /ping`), and makes sure that it is a Vault that answers.
+Before the worker believes its own Vault that a recording is missing (404), refused (another 4xx, an odd 2xx) or no
+recording at all (text, nothing), it asks Vault something that must succeed with its own keys (`POST /ping`), and makes
+sure that it is a Vault that answers.
 
 | cause | fault | meaning | what to do |
 | --- | --- | --- | --- |

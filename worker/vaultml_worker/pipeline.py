@@ -13,7 +13,7 @@ from vaultml_worker import events, results, tracking, yolo
 from vaultml_worker.engines import Engine
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.letterbox import Letterbox
-from vaultml_worker.queues import Ending, Message, Observer, Queue
+from vaultml_worker.queues import Ending, Message, Queue, QueueObserver
 from vaultml_worker.records import Detection, EngineError, Event, Model, Sample, Track
 
 _IDLE_S = 0.1
@@ -104,7 +104,7 @@ class Sampling(Protocol):
 
 
 class Monitor(Protocol):
-    """Receives what a pipeline reports, in the thread that runs it."""
+    """Receives what a pipeline reports: in the thread that runs it, but for `bug`."""
 
     def trouble(self, sentence: str) -> None:
         """Report what keeps the queue from working, and what to do, in one sentence."""
@@ -115,7 +115,7 @@ class Monitor(Protocol):
         ...
 
     def bug(self, error: Exception) -> None:
-        """Report an exception that nobody foresaw; its message becomes a dead letter."""
+        """Report, from any thread, an exception that nobody foresaw; its message becomes a dead letter."""
         ...
 
     def tick(self, queue: Queue, in_flight: int) -> None:
@@ -131,7 +131,7 @@ class Pipeline:
 
     def __init__(
         self,
-        connect: Callable[[Observer], Queue],
+        connect: Callable[[QueueObserver], Queue],
         vault: Fetch,
         sampling: Sampling,
         detector: Detector,
@@ -149,11 +149,11 @@ class Pipeline:
         self._queue = connect(self)
 
     def trouble(self, sentence: str) -> None:
-        """See Observer."""
+        """See QueueObserver."""
         self._monitor.trouble(sentence)
 
     def ended(self, ending: Ending) -> None:
-        """See Observer."""
+        """See QueueObserver."""
         self._monitor.ended(ending, self._received.pop(ending.message, None))
 
     def run(self, stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""What a running worker says: log lines and metrics, from what its parts report."""
+"""Log lines and metrics of a running worker, from what its parts report."""
 
 from typing import Any
 

@@ -7,20 +7,17 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import requests
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
-from urllib3.exceptions import HTTPError
-from urllib3.util import parse_url
 
 from vaultml_worker import environment
 from vaultml_worker.environment import Environment, split
 from vaultml_worker.queues import SYSTEMS, Names, System
 from vaultml_worker.records import MODEL_URL, PUBLISHED_MODELS, InvalidInput, VaultAccess
-from vaultml_worker.transport import Transport, environment_cas, no_certificates
+from vaultml_worker.transport import Transport, environment_cas, is_address, no_certificates
 
 _LATER = {"forwarding_media", "forwarding_metadata", "remove_after_processed"}
 _HUB_QUEUES = ("kcloud-classify-queue", "kcloud-analysis-queue")
@@ -56,7 +53,7 @@ class Settings(Environment):
     )
 
     number_of_predictions: int = Field(
-        default=5, ge=1, le=1000, description="Frames looked at per recording, spread evenly over its duration."
+        default=5, ge=1, le=1000, description="Sampled frames per recording, spread evenly over its duration."
     )
     move_distance: float = Field(
         default=0,
@@ -162,8 +159,12 @@ class Settings(Environment):
     @field_validator("vault_api_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        if value and (wrong := wrong_address(value)) is not None:
-            raise PydanticCustomError("address", "{wrong}", {"wrong": wrong})
+        if "@" in urlsplit(value).netloc:
+            raise PydanticCustomError("address", "must not hold a user or password")
+        if value and ("?" in value or not is_address(value)):
+            raise PydanticCustomError(
+                "address", "must look like http://vault-lb.kerberos-vault/api, without blanks, query or fragment"
+            )
         return value
 
     @field_validator("vault_ssl_ca")
@@ -176,12 +177,7 @@ class Settings(Environment):
     @field_validator("vault_proxy")
     @classmethod
     def _proxy(cls, value: SecretStr) -> SecretStr:
-        try:
-            parts = urlsplit(value.get_secret_value())
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            good = False
-        if value.get_secret_value() and not good:  # not quoted: it may hold a password
+        if value.get_secret_value() and not is_address(value.get_secret_value()):  # not quoted: it may hold a password
             raise PydanticCustomError("address", "must look like http://proxy.example:3128")
         return value
 
@@ -298,24 +294,10 @@ class Settings(Environment):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """See Environment; those of the queue system are among them."""
-        return (*super().secrets, *(self._queue.secrets if self._queue is not None else ()))
-
-
-def wrong_address(url: str) -> str | None:
-    """Return what keeps requests from being sent to an address; None: nothing."""
-    try:
-        parts, parsed = urlsplit(url), parse_url(url)
-        requests.Request("POST", f"{url.rstrip('/')}/ping").prepare()
-        host = parts.hostname or ""
-        host.encode("idna")
-        if parts.username or parts.password or "@" in parts.netloc:
-            return "must not hold a user or password"
-        if parts.scheme in ("http", "https") and host and parts.port != 0 and parsed.host and not set(" ?#") & set(url):
-            return None
-    except (ValueError, HTTPError, requests.RequestException):
-        pass
-    return "must look like http://vault-lb.kerberos-vault/api, without blanks, query or fragment"
+        """See Environment; those of the queue system, and a proxy's password, are among them."""
+        password = urlsplit(self.vault_proxy.get_secret_value()).password
+        parts = {password, unquote(password)} if password else set()
+        return (*super().secrets, *parts, *(self._queue.secrets if self._queue is not None else ()))
 
 
 def load(**overrides: Any) -> Settings:
@@ -351,7 +333,7 @@ def reference() -> str:
         "Written by `make docs` from `worker/vaultml_worker/settings.py` and `queues/`.",
         "An empty value counts as absent.",
         "White space, line ends and quotes around addresses, names, numbers and switches are removed.",
-        "Around a password or key they are refused, by name.",
+        "Around a password, a key or `VAULT_PROXY` they are refused, by name.",
         "The usual `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are honoured as "
         "`VAULT_SSL_CA`, `KAFKA_SSL_CA` and `VAULT_PROXY` say.",
         "",

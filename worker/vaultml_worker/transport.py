@@ -1,7 +1,7 @@
 """HTTP as the worker needs it: to Vault with keys and without proxies, to storage without keys and with proxies.
 
 requests' own reading of the environment is off: it would send our keys through a proxy, or replace them by those of a
-.netrc. What of the environment is wanted is read here.
+.netrc file. This module reads what is needed of it.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -27,21 +28,24 @@ from requests.exceptions import (
     Timeout,
 )
 from requests.utils import get_environ_proxies
-from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.exceptions import SSLError as TransportSSLError
+from urllib3.util import parse_url
 
+from vaultml_worker.environment import unquoted
 from vaultml_worker.failures import Cause, Failure
 
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-"""Usual variables that name a PEM file (or, the second, a folder) with trusted certificate authorities."""
-_MALFORMED = (InvalidURL, MissingSchema, InvalidSchema, InvalidHeader, UnicodeError)
-ERRORS = (RequestException, HTTPError, UnicodeError)
+"""Usual variables that name a PEM file with trusted certificate authorities."""
+_MALFORMED = (InvalidURL, MissingSchema, InvalidSchema, InvalidHeader, LocationParseError, ValueError)
+ERRORS = (RequestException, HTTPError, ValueError)
 """What a request can raise: some of urllib3's errors pass requests unchanged."""
 
 
 def no_certificates(path: Path) -> str | None:
-    """Return why a file (or folder) gives no certificate authority; None when it does."""
+    """Return why a file gives no certificate authority; None when it does."""
     if path.is_dir():
-        return None if any(path.iterdir()) else "the folder is empty"
+        return "is a folder: name a file in PEM format"
     if not path.is_file():
         return "no such file"
     try:
@@ -55,8 +59,9 @@ def no_certificates(path: Path) -> str | None:
 
 
 def environment_cas() -> dict[str, Path]:
-    """Return the files and folders of certificate authorities that the usual variables name."""
-    return {name: Path(os.environ[name].strip()) for name in CA_VARIABLES if os.environ.get(name, "").strip()}
+    """Return the files of certificate authorities that the usual variables name."""
+    named = {name: unquoted(os.environ.get(name, "")) for name in CA_VARIABLES}
+    return {name: Path(path) for name, path in named.items() if path}
 
 
 class Transport:
@@ -70,12 +75,12 @@ class Transport:
         self._session = requests.Session()
         self._session.trust_env = False
         self._proxy = {"http": proxy, "https": proxy} if proxy else {}
-        context = ssl.create_default_context()  # which reads SSL_CERT_FILE
-        named = environment_cas()
-        known = named.pop("SSL_CERT_FILE", None)
-        for path in {*named.values(), *([ca] if ca else ())} - {known}:
+        context = ssl.create_default_context()
+        # OpenSSL reads SSL_CERT_FILE by itself where nothing stands around its value.
+        read = Path(os.environ.get("SSL_CERT_FILE", ""))
+        for path in {*environment_cas().values(), *([ca] if ca else ())} - {read}:
             with suppress(OSError):  # the settings have said what is wrong with it
-                context.load_verify_locations(**{"capath" if path.is_dir() else "cafile": path})
+                context.load_verify_locations(path)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(context, connections))
 
@@ -124,25 +129,41 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(proxy, **options, ssl_context=self._context)
 
 
-def failure(error: BaseException, call: str) -> Failure:
-    """Return the failure that an error of `ERRORS` is; its own text may hold a signed URL, and is not used."""
-    cause, reason = explain(error)
-    return Failure(cause, f"{call}: {reason}")
+VAULT_VARIABLES = "VAULT_API_URL, VAULT_ACCESS_KEY, VAULT_SECRET_KEY, VAULT_PROXY"
+STORAGE_VARIABLES = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY"
 
 
-def explain(error: BaseException) -> tuple[Cause, str]:
-    """Return cause and reason by the exception's kind alone."""
+def failure(error: BaseException, call: str, variables: str) -> Failure:
+    """Return the failure that an error of `ERRORS` is; its own text may hold a signed URL, and is not used.
+
+    `variables` are those that a request which can't be made may come from.
+    """
     kinds: tuple[tuple[Any, Cause, str], ...] = (
-        (InvalidProxyURL, Cause.BAD_SETTING, "the proxy's address is malformed; correct HTTPS_PROXY or VAULT_PROXY"),
-        (_MALFORMED, Cause.BAD_SETTING, "its address or a header is malformed"),
-        (ProxyError, Cause.UNAVAILABLE, "the proxy (HTTPS_PROXY, or VAULT_PROXY) is not reachable or refuses"),
-        (SSLError, Cause.TLS_FAILED, "no TLS, or a certificate that is not trusted"),
+        (
+            (ProxyError, InvalidProxyURL),
+            Cause.UNAVAILABLE,
+            f"the proxy is not reachable, or refuses; check {variables}",
+        ),
+        (_MALFORMED, Cause.BAD_SETTING, f"its address or a header is malformed; check {variables}"),
+        ((SSLError, TransportSSLError), Cause.TLS_FAILED, "no TLS, or a certificate that is not trusted"),
         (ConnectTimeout, Cause.UNAVAILABLE, "no connection in time"),
-        ((Timeout, ReadTimeoutError), Cause.UNAVAILABLE, "no answer in time"),
+        (Timeout, Cause.UNAVAILABLE, "no answer in time"),
         (ConnectionFailed, Cause.UNAVAILABLE, "no connection, or it broke"),
-        ((RequestException, ProtocolError), Cause.UNAVAILABLE, "the transfer broke off"),
     )
     for kind, cause, reason in kinds:
         if isinstance(error, kind):
-            return cause, reason
-    return Cause.BAD_SETTING, "its address is malformed"
+            return Failure(cause, f"{call}: {reason}")
+    return Failure(Cause.UNAVAILABLE, f"{call}: the transfer broke off")
+
+
+def is_address(url: str) -> bool:
+    """Return True if requests can be sent to this http(s) address."""
+    try:
+        parts, parsed = urlsplit(url), parse_url(url)
+        requests.Request("POST", url).prepare()
+        host = parts.hostname or ""
+        host.encode("idna")
+        plain = parts.scheme in ("http", "https") and not set(" #") & set(url)
+        return plain and bool(host and parsed.host) and parts.port != 0
+    except (ValueError, HTTPError, requests.RequestException):
+        return False

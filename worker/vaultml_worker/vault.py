@@ -29,7 +29,10 @@ _ERROR_BYTES = 4096
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
 _MISSING_KEY = frozenset({"NoSuchKey", "NoSuchObject", "BlobNotFound", "ObjectNotFound", "NoSuchVersion"})
 """Codes of S3, Google, Azure and Swift that mean: this object is missing, while the storage itself works."""
-_DOUBTED = (Cause.NOT_FOUND, Cause.REFUSED)
+_VERIFIED_FIRST = (Cause.NOT_FOUND, Cause.REFUSED)
+"""Before one of these is believed, our own Vault must prove that it works."""
+_OF_ITS_VAULT = (Cause.UNAVAILABLE, Cause.NOT_A_VAULT, Cause.STORAGE_REFUSED)
+"""Failures that can be those of a Vault that only one event names; a missing CA or a wrong proxy is ours."""
 
 
 class Vault:
@@ -37,7 +40,7 @@ class Vault:
 
     `own` may be None (every event brings its credentials); `max_bytes` bounds one recording; `timeout` is seconds to
     connect and between two reads; `deadline` is seconds for one whole download. A transient failure is retried with
-    backoff and jitter until `stop` is set, or `attempts` times when that is given; for `stranger_patience` seconds
+    backoff and jitter until `stop` is set, or `attempts` times when that is given; for `event_vault_patience` seconds
     where the event names its own Vault. `on_retry` is called before each wait, with its seconds; `on_held(cause, +1)`
     when a recording begins to wait for a cause, and with -1 when that ends.
     Thread-safe; errors name the call and the cause, never a body, a header or a signed URL.
@@ -53,7 +56,7 @@ class Vault:
         deadline: float = 600.0,
         http: Transport | None = None,
         attempts: int | None = None,
-        stranger_patience: float = 900.0,
+        event_vault_patience: float = 900.0,
         max_wait: float = 30.0,
         stop: threading.Event | None = None,
         on_retry: Callable[[Failure, float], None] | None = None,
@@ -64,9 +67,12 @@ class Vault:
         self._max_bytes = max_bytes
         self._timeout = timeout
         self._deadline = deadline
-        self._stranger_patience = stranger_patience
+        self._event_vault_patience = event_vault_patience
         self._http = http or Transport()
-        self._accepted = False
+        self._accepted: set[str] = set()
+        """Providers of which our own Vault has given us a recording."""
+        self._succeeded = 0.0
+        """When the last download of anything ended (monotonic seconds)."""
         self._others_bring_credentials = False
         self._stop = stop = stop or threading.Event()
         self._on_retry = on_retry
@@ -84,14 +90,31 @@ class Vault:
         give_up = self._give_up
         if event.access is not None:
             self._others_bring_credentials = True
-            # A Vault that only this event names must not hold a place for ever: four such events would stop a worker.
-            give_up = tenacity.stop_any(give_up, tenacity.stop_after_delay(self._stranger_patience))
+            late = self._gives_up_event_vault(time.monotonic())
+            give_up = tenacity.stop_any(give_up, late)  # type: ignore[arg-type] # takes any callable
         try:
-            return self._retried(event, give_up)
+            body = self._retried(event, give_up)
         except Failure as failure:
-            if event.access is None or failure.cause.permanent or self._stop.is_set():
+            if event.access is None or failure.cause not in _OF_ITS_VAULT or self._stop.is_set():
                 raise
             raise Failure(Cause.EVENT_VAULT_FAILED, failure.message) from None
+        self._succeeded = time.monotonic()
+        return body
+
+    def _gives_up_event_vault(self, began: float) -> Callable[[tenacity.RetryCallState], bool]:
+        """Return what ends the retries at a Vault that only one event names.
+
+        It must not hold up the worker indefinitely, while others work: its own failure is told from one of ours (our
+        network, our proxy) by what else was downloaded since `began`.
+        """
+
+        def give_up(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            of_its_vault = isinstance(error, Failure) and error.cause in _OF_ITS_VAULT
+            late = time.monotonic() - began > self._event_vault_patience
+            return of_its_vault and late and self._succeeded > began
+
+        return give_up
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -140,22 +163,21 @@ class Vault:
         try:
             body = get(self._own, event)
         except Failure as failure:
-            if failure.cause in _DOUBTED:
+            if failure.cause in _VERIFIED_FIRST:
                 # Who answers everything with 200 doesn't say 404.
-                self._believe(self._own, thorough=failure.cause is not Cause.NOT_FOUND)
+                self._verify(self._own, thorough=failure.cause is not Cause.NOT_FOUND)
             raise
         if is_recording(body):
-            self._accepted = True
+            self._accepted.add(event.source)
         else:
-            self._believe(self._own)
+            self._verify(self._own)
         return body
 
-    def _believe(self, own: VaultAccess, *, thorough: bool = True) -> None:
+    def _verify(self, own: VaultAccess, *, thorough: bool = True) -> None:
         """Raise the failure that our own Vault has; return when it is a Vault that takes our keys."""
         trouble = vault_check.trouble(self._http, own, self._timeout, thorough=thorough)
         if trouble is not None:
             raise trouble
-        self._accepted = True
 
     def _blob(self, access: VaultAccess, event: Event) -> bytes:
         with self._get(access, event, "/storage/blob") as response:
@@ -169,12 +191,14 @@ class Vault:
         except (ValueError, KeyError, TypeError):
             raise Failure(Cause.NOT_A_VAULT, "GET /storage gave no signed URL: is this a Vault?") from None
         call = "GET of the signed URL"
+        if not transport.is_address(url):
+            raise Failure(Cause.STORAGE_REFUSED, "GET /storage gave a signed URL that is no http(s) address")
         try:
             with self._http.storage(url, self._timeout) as response:
                 refusal = _storage_refusal(response, call)
                 body = b"" if refusal else self._read(response, call)
         except transport.ERRORS as error:
-            raise transport.failure(error, call) from None
+            raise transport.failure(error, call, transport.STORAGE_VARIABLES) from None
         if refusal is None:
             if is_recording(body):
                 return body
@@ -200,23 +224,24 @@ class Vault:
         try:
             with self._http.vault("GET", access.url.rstrip("/") + path, headers, self._timeout) as response:
                 if response.status_code != 200:
-                    raise self._refusal(access, response.status_code, call, own=own)
+                    raise self._refusal(access, event, response.status_code, call)
                 yield response
         except transport.ERRORS as error:
-            failure = transport.failure(error, call)
-            if failure.cause is Cause.BAD_SETTING and not own:
-                failure = Failure(Cause.EVENT_VAULT_FAILED, failure.message)
+            failure = transport.failure(error, call, transport.VAULT_VARIABLES)
+            if failure.cause is Cause.BAD_SETTING and not own and not transport.is_address(access.url):
+                failure = Failure(Cause.EVENT_VAULT_FAILED, f"{call}: its address is malformed")
             raise failure from None
 
-    def _refusal(self, access: VaultAccess, status: int, call: str, *, own: bool) -> Failure:
+    def _refusal(self, access: VaultAccess, event: Event, status: int, call: str) -> Failure:
         """Return what a status means, without looking at the body: Vault's error bodies echo the keys."""
-        said = f"{call} was answered with {status}"
+        said, own = f"{call} was answered with {status}", event.access is None
         if status in (401, 403):
             if not own:
                 return Failure(Cause.EVENT_UNAUTHORIZED, f"{said}: the event's own credentials are refused")
-            # Vault answers 401 to wrong keys and to a provider that the account is not bound to. Wrong keys, or an
-            # account never bound, hold the queue; an event that names a foreign provider must not.
-            if self._accepted and vault_check.trouble(self._http, access, self._timeout, thorough=False) is None:
+            # Vault answers 401 to wrong keys and to a provider that the account is not bound to. Wrong keys, or a
+            # binding that is missing or was lost, hold the queue; an event that names a foreign provider must not.
+            foreign = event.source not in self._accepted and self._accepted
+            if foreign and vault_check.trouble(self._http, access, self._timeout, thorough=False) is None:
                 return Failure(
                     Cause.PROVIDER_REFUSED,
                     f"{said}, while our keys work: the account may not use the provider that the event names",

@@ -1,4 +1,4 @@
-"""Whether the worker's own Vault works: an address at which a Vault answers and takes the keys."""
+"""The check of the worker's own Vault: a Vault answers at its address, and takes the keys."""
 
 from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PEEK, PROVIDER, SECRET_KEY, Ping, judge_ping, shown
 from vaultml_worker import transport
@@ -6,7 +6,7 @@ from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.records import Finding, State, VaultAccess
 from vaultml_worker.transport import Transport
 
-_NOWHERE = "vaultml/no-such-recording.mp4"
+_MISSING_RECORDING = "vaultml/no-such-recording.mp4"
 """A recording that no Vault has: whoever has it answers everything."""
 
 
@@ -40,11 +40,11 @@ def trouble(http: Transport, access: VaultAccess, timeout: float, *, thorough: b
         if wrong is not None or not thorough:
             return wrong
         call = f"GET /storage/blob at {where}"
-        asked = keys | {FILE_NAME: _NOWHERE.encode(), PROVIDER: b"vaultml"}
+        asked = keys | {FILE_NAME: _MISSING_RECORDING.encode(), PROVIDER: b"vaultml"}
         with http.vault("GET", f"{url}/storage/blob", asked, timeout) as response:
             status = response.status_code
     except transport.ERRORS as error:
-        return transport.failure(error, call)
+        return transport.failure(error, call, transport.VAULT_VARIABLES)
     if 200 <= status < 300:
         return Failure(Cause.NOT_A_VAULT, f"{where} is not a Vault: it answers {status} to everything")
     return None

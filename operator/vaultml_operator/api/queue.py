@@ -80,6 +80,10 @@ class Kafka(Model):
             "username is used with SASL only: set security to SASL_PLAINTEXT or SASL_SSL, or leave username out",
         ),
         Rule(
+            "self.group.matches('^[!#-&(-~]([ -~]*[!#-&(-~])?$')",
+            "group must be printable, without blanks or quotes around it",
+        ),
+        Rule(
             "self.brokers.all(b, b.matches('^([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
             'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
         ),
@@ -142,6 +146,10 @@ class Queue(Model):
     rules = (
         Rule("self.system != 'KAFKA' || has(self.kafka)", "system KAFKA needs the block kafka: give brokers and group"),
         Rule("self.target != self.name", "target must differ from name, or each result is taken for a new event"),
+        Rule(
+            "self.target == '' || self.target + '.dlq' != self.name",
+            "name must not be where the dead letters go (target with .dlq): read them with another target",
+        ),
         Rule(
             "self.name.matches('^[a-zA-Z0-9._-]+$') && self.name != '.' && self.name != '..'",
             "name must be a topic's name: letters, digits, dots, underscores and hyphens",

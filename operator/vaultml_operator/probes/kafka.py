@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from vaultml_common import msk
 from vaultml_common.kafka import Login, Trouble, client_settings, trouble
+from vaultml_common.vault import unusable
 from vaultml_operator.probes.outcome import Outcome
 
 _POLL_S = 0.05
@@ -328,9 +329,14 @@ def _unusable_login(login: Login) -> str | None:
     if login.mechanism == msk.MECHANISM:
         return msk.missing(login.region)
     if login.mechanism == "OAUTHBEARER":
-        complete = login.oauth is not None and login.oauth.client_id and login.oauth.client_secret
-        return None if complete else "give clientId and clientSecret in the credentials Secret, and the block oauth"
-    return None if login.username and login.password else "give username and password in the credentials Secret"
+        if login.oauth is None or not (login.oauth.client_id and login.oauth.client_secret):
+            return "give clientId and clientSecret in the credentials Secret, and the block oauth"
+        wrong = unusable(login.oauth.client_secret)
+        return f"the key clientSecret of the credentials Secret {wrong}" if wrong else None
+    if not (login.username and login.password):
+        return "give username and password in the credentials Secret"
+    wrong = unusable(login.password)
+    return f"the key password of the credentials Secret {wrong}" if wrong else None
 
 
 def _refused_settings(text: str, connection: Connection) -> Outcome:

@@ -2,6 +2,7 @@
 
 import ssl
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -32,12 +33,9 @@ async def check(access: Access, timeout: float = 5.0) -> Outcome:
         if (wrong := unusable(key)) is not None:
             return Outcome("CredentialsRefused", f"the key {name} of the Vault credentials {wrong}")
     try:
-        trusted = ssl.create_default_context()
-        if access.ca:
-            trusted.load_verify_locations(cadata=access.ca)
+        trusted = _trusted(access.ca)
     except (ssl.SSLError, ValueError):
         return Outcome("VaultUnreachable", "vault.ca holds no certificate in PEM format: give a PEM file")
-    # aiohttp decodes headers as UTF-8; Vault reads them so.
     try:
         # No .netrc, and no proxy that would see the keys.
         async with (
@@ -52,6 +50,15 @@ async def check(access: Access, timeout: float = 5.0) -> Outcome:
             return _outcome(judge_ping(response.status, await response.content.read(PEEK)), response.status, where)
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         return Outcome("VaultUnreachable", f"Vault at {where} can't be reached: {_cause(error)}")
+
+
+@lru_cache(maxsize=64)
+def _trusted(ca: str) -> ssl.SSLContext:
+    """Return what trusts the usual authorities and those of a PEM file; its comments may be in any letters."""
+    context = ssl.create_default_context()
+    if ca:
+        context.load_verify_locations(cadata=ca.encode("ascii", "ignore").decode())
+    return context
 
 
 def _outcome(ping: Ping, status: int, where: str) -> Outcome:

@@ -6,12 +6,12 @@ from vaultml_worker.queues.base import (
     Ending,
     Message,
     Names,
-    Observer,
     Queue,
+    QueueObserver,
     System,
 )
 
 SYSTEMS: dict[str, System] = {system.name: system for system in (kafka.SYSTEM,)}
 """The queue systems by the value of QUEUE_SYSTEM."""
 
-__all__ = ["SYSTEMS", "Ended", "Ending", "Message", "Names", "Observer", "Queue", "System"]
+__all__ = ["SYSTEMS", "Ended", "Ending", "Message", "Names", "Queue", "QueueObserver", "System"]

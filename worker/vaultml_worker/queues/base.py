@@ -42,7 +42,7 @@ class Ending:
     failure: Failure | None = None
 
 
-class Observer(Protocol):
+class QueueObserver(Protocol):
     """Receives what a queue reports, in the thread that calls the queue."""
 
     def trouble(self, sentence: str) -> None:
@@ -115,7 +115,7 @@ class System:
     settings: type[Environment]
     dead_letters: Callable[[str, str], str]
     wrong_name: Callable[[str], str | None]
-    connect: Callable[[Names, Any, Observer], Queue]
+    connect: Callable[[Names, Any, QueueObserver], Queue]
     check: Callable[[Names, Any], list[Finding]]
     follow: Callable[[str, Any, Event, bool], Iterator[bytes | None]]
     unused_by_readers: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What to do about an error of Kafka's client, in terms of the worker's variables."""
+"""Advice on errors of Kafka's client, in terms of the worker's variables."""
 
 from confluent_kafka import KafkaError
 

@@ -1,4 +1,4 @@
-"""Whether a worker could work on Kafka: reach it, log in, find its topics, and do there what it must."""
+"""The check of Kafka for a worker: reachable, login, topics, rights, group."""
 
 import time
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ _FIRM = (Trouble.LOGIN_REFUSED, Trouble.TLS_FAILED)
 
 def check(names: Names, settings: KafkaSettings) -> list[Finding]:
     """See System. Takes at most three times `_SECONDS`; joins no group, commits nothing, creates no topic."""
-    heard: list[KafkaError] = []
-    client = settings.client() | {"error_cb": heard.append}
+    errors: list[KafkaError] = []
+    client = settings.client() | {"error_cb": errors.append}
     try:
         consumer = Consumer(client | {"group.id": settings.kafka_group})
     except KafkaException as error:
@@ -34,14 +34,14 @@ def check(names: Names, settings: KafkaSettings) -> list[Finding]:
             Finding("broker", State.WRONG, f"{REFUSED}: {error.args[0].str()}", "correct or unset the one it names")
         ]
     try:
-        return list(_look(consumer, names, settings, heard))
+        return list(_look(consumer, names, settings, errors))
     finally:
         consumer.close()
 
 
-def _look(consumer: Consumer, names: Names, settings: KafkaSettings, heard: list[KafkaError]) -> Iterator[Finding]:
+def _look(consumer: Consumer, names: Names, settings: KafkaSettings, errors: list[KafkaError]) -> Iterator[Finding]:
     brokers = ", ".join(settings.kafka_broker)
-    found = _reach(consumer, names.source, heard)
+    found = _reach(consumer, names.source, errors)
     if isinstance(found, KafkaError):
         yield _wrong("broker", brokers, found)
         return
@@ -60,7 +60,8 @@ def _look(consumer: Consumer, names: Names, settings: KafkaSettings, heard: list
     yield from _dead_letters(consumer, names.dead_letters, rights)
     if queue.state is State.OK:
         partitions = sorted(found.topics[names.source].partitions)
-        yield _group(consumer, settings, [TopicPartition(names.source, number) for number in partitions])
+        finding = _group(consumer, settings, [TopicPartition(names.source, number) for number in partitions])
+        yield rights.of_group(finding, settings.kafka_group)
 
 
 def _dead_letters(consumer: Consumer, topic: str, rights: "_Rights") -> Iterator[Finding]:
@@ -70,14 +71,17 @@ def _dead_letters(consumer: Consumer, topic: str, rights: "_Rights") -> Iterator
     except KafkaException as error:
         yield _wrong("dead letters", topic, error.args[0])
         return
-    if there.topics[topic].error is None:
+    refused = there.topics[topic].error
+    if refused is not None and trouble(refused) is not Trouble.TOPIC_MISSING:
+        yield _wrong("dead letters", topic, refused)
+    elif refused is None:
         finding = rights.checked(_topic("dead letters", there, topic), topic, AclOperation.WRITE)
         if finding.state is not State.OK:
             yield finding
 
 
 class _Rights:
-    """What the user may do, as the broker tells; without an authorizer that is everything."""
+    """The rights of the user, as the broker reports them; without an authorizer it has all."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._admin = AdminClient(settings.client() | {"error_cb": lambda _error: None})
@@ -98,19 +102,34 @@ class _Rights:
         found = f"topic {topic}: the user lacks the right {needed.name.capitalize()}"
         return Finding(finding.name, State.WRONG, found, f"grant {needed.name.capitalize()} on {topic}")
 
+    def of_group(self, finding: Finding, group: str) -> Finding:
+        """Return the finding on the group, or one that names the right that is missing there."""
+        asked: dict[str, Future[Any]] = self._admin.describe_consumer_groups(
+            [group], include_authorized_operations=True, request_timeout=_SECONDS / 2
+        )
+        try:
+            allowed = asked[group].result(_SECONDS).authorized_operations
+        except (KafkaException, TimeoutError):
+            return finding
+        if finding.state is not State.OK or not allowed or {AclOperation.READ, AclOperation.ALL} & set(allowed):
+            return finding
+        return Finding(
+            finding.name, State.WRONG, f"group {group}: the user lacks the right Read", f"grant Read on group {group}"
+        )
 
-def _reach(consumer: Consumer, topic: str, heard: list[KafkaError]) -> Any:
-    """The cluster's metadata with the topic's, or the KafkaError that tells most."""
+
+def _reach(consumer: Consumer, topic: str, errors: list[KafkaError]) -> Any:
+    """The cluster's metadata with the topic's, or the most specific KafkaError."""
     end = time.monotonic() + _SECONDS
     while True:
         try:
             return consumer.list_topics(topic, timeout=1)
         except KafkaException as error:
             consumer.poll(0)  # serves error_cb
-            firm = [one for one in heard if trouble(one) in _FIRM]
+            firm = [one for one in errors if trouble(one) in _FIRM]
             if firm or time.monotonic() > end:
-                telling = [one for one in heard if one.code() != KafkaError._ALL_BROKERS_DOWN]
-                return [*firm, *telling, error.args[0]][0]
+                specific = [one for one in errors if one.code() != KafkaError._ALL_BROKERS_DOWN]
+                return [*firm, *specific, error.args[0]][0]
 
 
 def _topic(name: str, cluster: Any, topic: str) -> Finding:

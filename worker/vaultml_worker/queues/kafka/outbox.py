@@ -15,13 +15,13 @@ from vaultml_worker.failures import Failure
 from vaultml_worker.queues.base import Message
 
 _RETRY_S = 5.0
-"""A letter that the broker refused is sent again after this long."""
+"""A entry that the broker refused is sent again after this long."""
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE)
 _WITHHELD = b"withheld: larger than this topic takes"
 
 
 @dataclass(slots=True)
-class Letter:
+class OutboxEntry:
     """A result, or with `failure` a dead letter."""
 
     topic: str
@@ -33,10 +33,11 @@ class Letter:
 
 
 class Outbox:
-    """Sends letters.
+    """Sends entries.
 
-    `on_durable` is called once a letter is acknowledged, `on_too_large` for a result that its topic does not take,
-    `on_trouble` for all that keeps a letter from being sent, which is retried for as long as it takes. Any call
+    `wanted` says whether an entry is still to be sent: its partition may have gone to another worker.
+    `on_durable` is called once a entry is acknowledged, `on_too_large` for a result that its topic does not take,
+    `on_trouble` for all that keeps a entry from being sent, which is retried for as long as it takes. Any call
     raises KafkaException when the client has failed for good (`fatal()`).
     """
 
@@ -45,18 +46,20 @@ class Outbox:
         client: dict[str, Any],
         dead_letters: str,
         *,
-        on_durable: Callable[[Letter], None],
-        on_too_large: Callable[[Letter], None],
+        wanted: Callable[[OutboxEntry], bool],
+        on_durable: Callable[[OutboxEntry], None],
+        on_too_large: Callable[[OutboxEntry], None],
         on_trouble: Callable[[KafkaError, str], None],
     ) -> None:
         self._client = client
         self._dead_letters = dead_letters
+        self._wanted = wanted
         self._on_durable = on_durable
         self._on_too_large = on_too_large
         self._on_trouble = on_trouble
         self.in_flight = 0
         """Letters that were handed to the client and not acknowledged yet."""
-        self._unsent: list[Letter] = []
+        self._unsent: list[OutboxEntry] = []
         # Sent until acknowledged, however long the broker is away: the offset waits as well.
         self.producer = Producer(
             client
@@ -65,6 +68,7 @@ class Outbox:
                 "message.timeout.ms": 0,
                 "linger.ms": 5,
                 "topic.metadata.propagation.max.ms": 2000,
+                "message.max.bytes": 1_000_000_000,  # how large a message may be is the topic's to say
             }
         )
 
@@ -73,36 +77,33 @@ class Outbox:
         """Letters that are not acknowledged."""
         return self.in_flight + len(self._unsent)
 
-    def send(self, letter: Letter) -> None:
-        """Begin to send a letter."""
+    def send(self, entry: OutboxEntry) -> None:
+        """Begin to send a entry."""
 
         def delivered(error: KafkaError | None, _record: Record) -> None:
             self.in_flight -= 1
-            self._delivered(letter, error)
+            self._delivered(entry, error)
 
         try:
-            self.producer.produce(letter.topic, letter.body, headers=list(letter.headers), on_delivery=delivered)
+            self.producer.produce(entry.topic, entry.body, headers=list(entry.headers), on_delivery=delivered)
             self.in_flight += 1
         except BufferError:
-            self._retry(letter, 0.1)
+            self._retry(entry, 0.1)
         except KafkaException as error:
             if fatal(error.args[0]):
                 raise
-            self._delivered(letter, error.args[0])
+            self._delivered(entry, error.args[0])
 
     def serve(self, timeout: float) -> None:
         """Take in acknowledgements, for up to `timeout` seconds, and send again what is due."""
         self.producer.poll(timeout)
         now = time.monotonic()
-        due = [letter for letter in self._unsent if letter.due <= now]
+        due = [entry for entry in self._unsent if entry.due <= now]
         if due:
-            self._unsent = [letter for letter in self._unsent if letter.due > now]
-            for letter in due:
-                self.send(letter)
-
-    def drop(self, unwanted: Callable[[Letter], bool]) -> None:
-        """Forget unsent letters."""
-        self._unsent = [letter for letter in self._unsent if not unwanted(letter)]
+            self._unsent = [entry for entry in self._unsent if entry.due > now]
+            for entry in due:
+                if self._wanted(entry):
+                    self.send(entry)
 
     def close(self) -> None:
         """Forget what is not acknowledged, and end the client."""
@@ -110,29 +111,31 @@ class Outbox:
         self.producer.purge()
         self.producer.flush(1)
 
-    def _delivered(self, letter: Letter, error: KafkaError | None) -> None:
+    def _delivered(self, entry: OutboxEntry, error: KafkaError | None) -> None:
         if error is None:
-            self._on_durable(letter)
+            self._on_durable(entry)
+            return
+        if not self._wanted(entry):
             return
         if error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._FATAL):
             return  # not acknowledged, so not committed
         if error.code() in _TOO_LARGE:
-            if letter.failure is None:
-                self._on_too_large(letter)
+            if entry.failure is None:
+                self._on_too_large(entry)
                 return
-            letter.body = _WITHHELD
-            self._retry(letter, 0.0)
+            entry.body = _WITHHELD
+            self._retry(entry, 0.0)
             return
-        missing = letter.topic == self._dead_letters and trouble(error) is Trouble.TOPIC_MISSING
+        missing = entry.topic == self._dead_letters and trouble(error) is Trouble.TOPIC_MISSING
         if missing and self._create_dead_letter_topic():
-            self._retry(letter, 0.1)
+            self._retry(entry, 0.1)
             return
-        self._on_trouble(error, f"topic {letter.topic}")
-        self._retry(letter, _RETRY_S)
+        self._on_trouble(error, f"topic {entry.topic}")
+        self._retry(entry, _RETRY_S)
 
-    def _retry(self, letter: Letter, seconds: float) -> None:
-        letter.due = time.monotonic() + seconds
-        self._unsent.append(letter)
+    def _retry(self, entry: OutboxEntry, seconds: float) -> None:
+        entry.due = time.monotonic() + seconds
+        self._unsent.append(entry)
 
     def _create_dead_letter_topic(self) -> bool:
         """Create the topic, which nobody thinks of before the first dead letter; return whether it is there."""

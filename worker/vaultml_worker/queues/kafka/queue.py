@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
-from vaultml_common.kafka import fatal
+from vaultml_common.kafka import Trouble, fatal, trouble
 from vaultml_worker import events
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.queues.base import Ended, Ending, Message, Names, Observer
+from vaultml_worker.queues.base import Ended, Ending, Message, Names, QueueObserver
 from vaultml_worker.queues.kafka.advice import REFUSED, advice
 from vaultml_worker.queues.kafka.offsets import Progress
-from vaultml_worker.queues.kafka.outbox import Letter, Outbox
+from vaultml_worker.queues.kafka.outbox import Outbox, OutboxEntry
 from vaultml_worker.queues.kafka.settings import KafkaSettings
 from vaultml_worker.records import InvalidInput
 
@@ -31,6 +31,10 @@ _REVOKE_S = 5.0
 _ERROR_HEADER_BYTES = 2000
 _REBUILD_S = 5.0
 """A client that failed for good is replaced after this long; at once the first time."""
+_SOUND_S = 30.0
+"""A new client that has worked for this long counts as sound, also where there was nothing to publish."""
+_FIRM = (Trouble.LOGIN_REFUSED, Trouble.TLS_FAILED)
+"""What these say of the brokers is more than that they are not reachable."""
 _REBALANCING = (
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.ILLEGAL_GENERATION,
@@ -43,7 +47,7 @@ _REBALANCING = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Position:
     """Where a message stands, and the partition's progress at the time it came."""
 
     offset: int
@@ -56,11 +60,12 @@ class KafkaQueue:
     A client that fails for good is replaced by a new one; what was not acknowledged comes again from the last commit.
     """
 
-    def __init__(self, names: Names, settings: KafkaSettings, observer: Observer) -> None:
+    def __init__(self, names: Names, settings: KafkaSettings, observer: QueueObserver) -> None:
         self._names = names
         self._group = settings.kafka_group
         self._observer = observer
         self._reported: dict[str, float] = {}
+        self._firm_at = -_REPEAT_S
         self._client = settings.client() | {"error_cb": self._on_error}
         self._consumer_settings = self._client | {
             "group.id": settings.kafka_group,
@@ -92,14 +97,16 @@ class KafkaQueue:
         self._paused = False
         self._polled = time.monotonic()
         self._buffer: list[Message] = []
-        self._consumer = Consumer(self._consumer_settings)
+        self._started = time.monotonic()
         self._outbox = Outbox(
             self._client,
             self._names.dead_letters,
+            wanted=lambda entry: not _position(entry.message).progress.closed,
             on_durable=self._on_durable,
             on_too_large=self._on_too_large,
             on_trouble=self._trouble,
         )
+        self._consumer = Consumer(self._consumer_settings)
 
     @property
     def joined(self) -> bool:
@@ -122,6 +129,8 @@ class KafkaQueue:
 
     def _receive(self, timeout: float) -> Message | None:
         self._serve(0)
+        if self._rebuilt and self.joined and time.monotonic() - self._started > _SOUND_S:
+            self._rebuilt = 0
         if self._buffer:
             return self._buffer.pop(0)
         if not self._subscribed:
@@ -152,19 +161,19 @@ class KafkaQueue:
 
     def publish(self, message: Message, result: bytes | None) -> None:
         """See Queue."""
-        place = _place(message)
-        if place.progress.closed:
+        position = _position(message)
+        if position.progress.closed:
             return
         with self._surviving():
             if result is None or not self._names.target:
                 self._finish(message, Ended.PUBLISHED)
             else:
-                self._outbox.send(Letter(self._names.target, result, message))
+                self._outbox.send(OutboxEntry(self._names.target, result, message))
             self._commit()
 
     def dead_letter(self, message: Message, failure: Failure) -> None:
         """See Queue."""
-        if not _place(message).progress.closed:
+        if not _position(message).progress.closed:
             with self._surviving():
                 self._send_dead_letter(message, failure)
 
@@ -183,7 +192,7 @@ class KafkaQueue:
         """Leave the group, and give back what is not durable."""
         for progress in self._progress.values():
             progress.closed = True
-        with suppress(KafkaException):
+        with suppress(KafkaException, RuntimeError):  # RuntimeError: it was closed before
             self._consumer.close()
         with suppress(KafkaException):
             self._outbox.close()
@@ -210,8 +219,14 @@ class KafkaQueue:
     def _rebuild(self) -> None:
         if self._rebuild_at is None or time.monotonic() < self._rebuild_at:
             return
-        self._rebuild_at = None
-        self._start()
+        try:
+            self._start()
+        except KafkaException as error:  # a file of a certificate is being replaced, say
+            self._trouble(error.args[0], "a new client can't be made")
+            self._rebuilt += 1
+            self._rebuild_at = time.monotonic() + _REBUILD_S
+        else:
+            self._rebuild_at = None
 
     def _subscribe(self) -> None:
         """Subscribe once the topics exist: until then a group would be joined for nothing, silently."""
@@ -257,7 +272,7 @@ class KafkaQueue:
         progress.start(offset)
         origin = {"topic": self._names.source, "partition": str(partition), "offset": str(offset)}
         body = record.value()
-        message = Message(body or b"", origin, _Place(offset, progress))
+        message = Message(body or b"", origin, _Position(offset, progress))
         if body is None:  # a tombstone, which only compacted topics mean something by
             progress.finish(offset)
             self._observer.ended(Ending(message, Ended.SKIPPED))
@@ -269,21 +284,21 @@ class KafkaQueue:
         headers = {"cause": str(failure.cause), "error": failure.message, **message.origin}
         encoded = tuple((f"vaultml-{name}", value.encode()[:_ERROR_HEADER_BYTES]) for name, value in headers.items())
         body = events.scrub_bytes(message.body)
-        self._outbox.send(Letter(self._names.dead_letters, body, message, failure, encoded))
+        self._outbox.send(OutboxEntry(self._names.dead_letters, body, message, failure, encoded))
 
-    def _on_durable(self, letter: Letter) -> None:
-        how = Ended.PUBLISHED if letter.failure is None else Ended.DEAD_LETTERED
-        self._finish(letter.message, how, letter.failure)
+    def _on_durable(self, entry: OutboxEntry) -> None:
+        how = Ended.PUBLISHED if entry.failure is None else Ended.DEAD_LETTERED
+        self._finish(entry.message, how, entry.failure)
 
-    def _on_too_large(self, letter: Letter) -> None:
-        said = f"the result of {len(letter.body)} bytes is larger than topic {letter.topic} takes"
-        self._send_dead_letter(letter.message, Failure(Cause.RESULT_TOO_LARGE, said))
+    def _on_too_large(self, entry: OutboxEntry) -> None:
+        said = f"the result of {len(entry.body)} bytes is larger than topic {entry.topic} takes"
+        self._send_dead_letter(entry.message, Failure(Cause.RESULT_TOO_LARGE, said))
 
     def _finish(self, message: Message, how: Ended, failure: Failure | None = None) -> None:
-        place = _place(message)
+        position = _position(message)
         self._rebuilt = 0
-        if not place.progress.closed:
-            place.progress.finish(place.offset)
+        if not position.progress.closed:
+            position.progress.finish(position.offset)
             self._end(message, how, failure)
 
     def _end(self, message: Message, how: Ended, failure: Failure | None = None) -> None:
@@ -341,9 +356,8 @@ class KafkaQueue:
         for item in partitions:
             if (progress := self._progress.pop(item.partition, None)) is not None:
                 progress.closed = True
-        self._buffer = [message for message in self._buffer if not _place(message).progress.closed]
-        self._outbox.drop(lambda letter: _place(letter.message).progress.closed)
-        for message in [message for message in self._open if _place(message).progress.closed]:
+        self._buffer = [message for message in self._buffer if not _position(message).progress.closed]
+        for message in [message for message in self._open if _position(message).progress.closed]:
             self._end(message, Ended.GIVEN_BACK)
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
@@ -359,8 +373,12 @@ class KafkaQueue:
 
     def _trouble(self, error: KafkaError, what: str) -> None:
         """Report what is wrong and what to do, the same thing not more often than every half minute."""
-        known = advice(error)
+        known, kind = advice(error), trouble(error)
         now = time.monotonic()
+        if kind in _FIRM:
+            self._firm_at = now
+        elif kind is Trouble.UNREACHABLE and now - self._firm_at < _REPEAT_S:
+            return
         key = f"{error.name()} {known} {what}"
         if now - self._reported.get(key, -_REPEAT_S) >= _REPEAT_S:
             self._reported[key] = now
@@ -368,6 +386,6 @@ class KafkaQueue:
             self._observer.trouble(f"Kafka, {what}: {said} [{error.name()}: {error.str()}]")
 
 
-def _place(message: Message) -> _Place:
-    assert isinstance(message.token, _Place)
+def _position(message: Message) -> _Position:
+    assert isinstance(message.token, _Position)
     return message.token

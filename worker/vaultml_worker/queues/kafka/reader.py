@@ -24,9 +24,12 @@ def follow(
 
     Raises InvalidInput when the topic can't be read.
     """
-    consumer = Consumer(
-        {**client, "group.id": "vaultml-results", "enable.auto.commit": False, "isolation.level": "read_committed"}
-    )
+    try:
+        consumer = Consumer(
+            {**client, "group.id": "vaultml-results", "enable.auto.commit": False, "isolation.level": "read_committed"}
+        )
+    except KafkaException as error:
+        raise InvalidInput(f"topic {topic} can't be read: {error.args[0].str()}") from None
     try:
         places = _beginnings(consumer, topic)
         consumer.assign(places)

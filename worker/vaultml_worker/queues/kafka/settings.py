@@ -1,6 +1,7 @@
 """Kafka's variables."""
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pydantic_settings import NoDecode
 
 from vaultml_common import kafka, msk
 from vaultml_worker.environment import Environment, split
-from vaultml_worker.transport import environment_cas, no_certificates
+from vaultml_worker.transport import environment_cas, is_address, no_certificates
 
 
 class KafkaSettings(Environment):
@@ -84,6 +85,20 @@ class KafkaSettings(Environment):
     def _authority(cls, value: Path | None) -> Path | None:
         if value is not None and (wrong := no_certificates(value)) is not None:
             raise PydanticCustomError("file", "{path}: {wrong}", {"path": str(value), "wrong": wrong})
+        return value
+
+    @field_validator("kafka_oauth_token_url")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        if value and not is_address(value):
+            raise PydanticCustomError("address", "must look like https://idp.example/realms/kafka/token")
+        return value
+
+    @field_validator("kafka_oauth_extensions")
+    @classmethod
+    def _extensions(cls, value: str) -> str:
+        if value and not all(re.fullmatch(r"\s*\w+=[^,]+", part) for part in value.split(",")):
+            raise PydanticCustomError("text", "must be key=value, comma-separated")
         return value
 
     @field_validator("kafka_ssl_cert", "kafka_ssl_key")
