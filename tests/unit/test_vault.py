@@ -353,6 +353,18 @@ def test_an_endless_answer_ends(serve: Serve) -> None:
     assert cause_of(Vault(access(url), max_bytes=1 << 50, deadline=0.2, attempts=1), event()) is Cause.UNAVAILABLE
 
 
+def test_an_answer_that_drips_ends(serve: Serve) -> None:
+    over = threading.Event()
+
+    def drips() -> Iterator[bytes]:
+        while not over.wait(0.02):
+            yield b"\0"
+
+    url = serve(answering(lambda: Response(drips(), headers={"Content-Length": "1000000"})))
+    assert cause_of(Vault(access(url), deadline=0.3, attempts=1), event()) is Cause.UNAVAILABLE
+    over.set()
+
+
 def test_a_broken_off_answer_is_retried(serve: Serve) -> None:
     url = serve(answering(lambda: Response(iter([b"half"]), headers={"Content-Length": "1000"})))
     assert cause_of(Vault(access(url), attempts=1), event()) is Cause.UNAVAILABLE

@@ -23,7 +23,7 @@ from vaultml_worker.records import Event, VaultAccess
 from vaultml_worker.transport import Transport
 
 Download = Literal["blob", "signed-url"]
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18
 _ERROR_BYTES = 4096
 """So much of a storage's error answer is read to find its code."""
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
@@ -294,7 +294,8 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
     if response.headers.get("Content-Encoding", "identity") not in ("identity", "gzip"):
         yield from response.iter_content(_CHUNK)
         return
-    while chunk := response.raw.read(_CHUNK, decode_content=False):
+    # What has come so far, however little: a server that drips must not outlast the deadline.
+    while chunk := response.raw.read1(_CHUNK, decode_content=False):
         yield chunk
 
 
