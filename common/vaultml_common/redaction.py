@@ -41,10 +41,14 @@ def is_signed_url(text: str) -> bool:
 
 def mask_text(text: str) -> str:
     """Return the text with signed URLs and the values of `storage_*` keys replaced by `***`; JSON stays JSON."""
-    if not (":" in text or "=" in text or "%" in text):  # neither a URL nor a key with its value
-        return text
-    text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
-    return _SECRET_PAIR.sub(_mask_pair, text)
+    # Most texts hold neither: to see that takes a hundredth of the time of the expressions. (Other letters than those
+    # in question count as an i or an s where case is ignored.)
+    lower = text.lower()
+    if "ttp" in lower:
+        text = _URL.sub(lambda match: MASK if _SIGNATURE.search(match[0]) else match[0], text)
+    if "torage_" in lower or "gned" in lower:
+        text = _SECRET_PAIR.sub(_mask_pair, text)
+    return text
 
 
 def _mask_pair(match: re.Match[str]) -> str:
