@@ -6,7 +6,8 @@ import pytest
 import requests
 import structlog
 
-from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log
+from vaultml_worker import events, results
+from vaultml_worker.observability import Health, HttpServer, Metrics, configure_log, masked_result
 from vaultml_worker.queues import Ended
 from vaultml_worker.records import Detection
 
@@ -104,3 +105,19 @@ def test_it_listens_on_any_kind_of_address(host: str) -> None:
             assert requests.get(f"http://{address}:{server.port}/healthz", timeout=5).status_code == 200
     finally:
         server.close()
+
+
+def test_a_result_is_logged_as_it_would_be_with_everything_masked() -> None:
+    url = "https://s3.local/b/a.mp4?X-Amz-Signature=planted"
+    event = {
+        "source": "s",
+        "payload": {"key": "u/a.mp4", "metadata": {"publickey": "planted", "note": f"see {url}"}},
+        "data": {"zone": "yard", "storage_secret": "planted"},
+    }
+    parsed = events.parse(json.dumps({**event, "data": {"zone": "yard", "list": [url]}}).encode())
+    detections = [[Detection("car", 0.9, (0, 0, 1, 1))], []]
+    result = results.vault_format(parsed, detections, {"objects": {"total": 1}, "tracks": [{"label": "car"}]})
+    line = masked_result(result)
+    assert line == json.dumps(events.mask(result))
+    assert "planted" not in line
+    assert list(json.loads(line)) == list(result)

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from vaultml_common.redaction import redacted
-from vaultml_worker import events
+from vaultml_worker import events, results
 from vaultml_worker.queues import Ended
 from vaultml_worker.records import Detection
 
@@ -57,9 +57,18 @@ def _plain_or(renderer: Callable[..., str]) -> Callable[..., str]:
     return render
 
 
-def masked_line(document: Any) -> str:
-    """A JSON document as one log line, credentials and keys masked."""
+def masked_line(document: Mapping[str, Any]) -> str:
+    """Return an event as one line, its credentials and keys masked."""
     return json.dumps(events.mask(document))
+
+
+def masked_result(result: Mapping[str, Any]) -> str:
+    """Return a result as one line, masked as `masked_line` does it; what we have put in ourselves holds no secret."""
+    ours = {"vaultml": result["vaultml"]}
+    lists = {name: result["data"][name] for name in results.DATA}
+    given = {**result, "vaultml": None, "data": {**result["data"], **dict.fromkeys(lists)}}
+    masked = events.mask(given)
+    return json.dumps({**masked, **ours, "data": {**masked["data"], **lists}})
 
 
 class Metrics:

@@ -6,7 +6,7 @@ import structlog
 
 from vaultml_worker.engines import Gpu
 from vaultml_worker.failures import Cause, Failure
-from vaultml_worker.observability import Health, Metrics, masked_line
+from vaultml_worker.observability import Health, Metrics, masked_line, masked_result
 from vaultml_worker.pipeline import Processed
 from vaultml_worker.queues import Ended, Ending, Message, Queue
 from vaultml_worker.settings import Settings
@@ -73,7 +73,7 @@ class Reports:
             return
         if result is None or event is None:
             return
-        lines.append(masked_line(result))
+        lines.append(masked_result(result))
         if self._names.target:
             lines.append(f"Sending to {self._names.target}")
         lines += [f"{event.key}: {summary(result['vaultml'])}", "next.."]

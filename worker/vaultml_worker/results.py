@@ -10,6 +10,9 @@ from vaultml_worker import events
 from vaultml_worker.engines import Gpu
 from vaultml_worker.records import Detection, Event, Model, Sample, Track
 
+DATA = ("probabilities", "labels", "boxes")
+"""What a result holds under `data`, beside what the event had there."""
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of the `vaultml` object, as it ships with the package."""
