@@ -22,13 +22,15 @@ _HERE = Path(__file__).parent
 
 
 class _TwoGroups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """Two groups may run side by side, each in its own order: the tests on a Kubernetes cluster, and all others.
+    """Two groups run side by side, each in its own order: the tests on a Kubernetes cluster, and those on other parts.
 
-    xdist's own groups (3.8) are none with pytest 9.2: each test would go where there is room, and all that a session
-    starts be started twice.
+    Unit tests follow, a file at a time, wherever there is room: they share nothing. xdist's own groups (3.8) are none
+    with pytest 9.2: each test would go where there is room, and all that a session starts be started twice.
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/unit/"):
+            return nodeid.partition("::")[0]
         cluster = nodeid.startswith("tests/real/operators/") or "/test_kubernetes_" in nodeid
         return "kubernetes" if cluster else "everything else"
 
