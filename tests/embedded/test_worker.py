@@ -27,8 +27,10 @@ def test_recordings_in_results_out(tiny: Path, broker: EmbeddedBroker, tmp_path:
         letters = here.messages(f"{here.name}-results.dlq", 2)
         assert sorted(letters) == sorted([b"{", event("user/gone.mp4")])
         worker.wait_ready()
+        # Counted once the broker has acknowledged them.
+        published = 'vaultml_recordings_total{outcome="published"}'
+        wait_for(lambda: worker.metrics()[published] == 5, 30, "the metrics", process=worker.process)
         metrics = worker.metrics()
-        assert metrics['vaultml_recordings_total{outcome="published"}'] == 5
         assert metrics['vaultml_dead_letters_total{cause="not-found"}'] == 1
         assert worker.get("/healthz")[0] == 200
         assert worker.terminate() == 0

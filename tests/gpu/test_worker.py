@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.gpu import environment
+from testbed.process import wait_for
 from testbed.site import Site, event, site
 from testbed.worker import Worker
 from tests.gpu.agreement import TOLERANCES, Tolerance, differences
@@ -48,7 +49,8 @@ def look(
         worker.wait_ready(BUILD_S)
         here.announce(*(event(here.store(f"{number}.mp4", body)) for number, body in enumerate(recordings)))
         found = here.results(len(recordings))
-        assert worker.metrics()['vaultml_recordings_total{outcome="published"}'] == len(recordings)
+        published = 'vaultml_recordings_total{outcome="published"}'  # counted once the broker has acknowledged them
+        wait_for(lambda: worker.metrics()[published] == len(recordings), 30, "the metrics", process=worker.process)
         assert worker.terminate() == 0
         return found, worker.log_text()
 
