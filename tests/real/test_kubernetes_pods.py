@@ -144,7 +144,7 @@ def test_a_startup_probe_holds_the_others_back(namespace: Namespace) -> None:
     assert int(end["finishedAt"][-3:-1]) != int(end["startedAt"][-3:-1])
 
 
-def test_a_process_sees_the_pods_environment_and_nothing_else(
+def test_a_process_sees_the_pods_environment_and_its_address_alone(
     cluster: Cluster, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OF_THE_TEST", "1")
@@ -190,6 +190,7 @@ def test_a_process_sees_the_pods_environment_and_nothing_else(
         "S_B": "$(A)",
         "HOME": "/root",
         "HOSTNAME": "env",
+        "HTTP_HOST": item["status"]["podIP"],  # the test bed's own: all pods share one network
         "KUBERNETES_SERVICE_HOST": host,
         "KUBERNETES_SERVICE_PORT": port,
         "KUBERNETES_SERVICE_PORT_HTTPS": port,
