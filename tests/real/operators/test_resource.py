@@ -34,7 +34,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.queue.name", "a topic", "name must be a topic's name: letters, digits, dots, underscores and hyphens"),
     ("spec.queue.name", "..", "name must be a topic's name"),
     ("spec.queue.name", "q" * 246, "Too long: may not be more than 245"),
-    ("spec.queue.name", "kcloud-analysis-queue.fifo", "a Hub queue (kcloud-…) is not supported by this version yet"),
+    ("spec.queue.name", "kcloud-analysis-queue.fifo", "the queues of Hub's classifier are not supported"),
+    ("spec.queue.name", "out.dlq", "name must not be where the dead letters go"),
+    ("spec.queue.kafka.group", "group ", "without blanks or quotes around it"),
     ("spec.queue.target", "in", "target must differ from name, or each result is taken for a new event"),
     ("spec.queue.target", "out?", "target must be a topic's name"),
     (
