@@ -15,7 +15,7 @@ from vaultml_worker.failures import Failure
 from vaultml_worker.queues.base import Message
 
 _RETRY_S = 5.0
-"""A entry that the broker refused is sent again after this long."""
+"""An entry that the broker refused is sent again after this long."""
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE)
 _WITHHELD = b"withheld: larger than this topic takes"
 
@@ -36,8 +36,8 @@ class Outbox:
     """Sends entries.
 
     `wanted` says whether an entry is still to be sent: its partition may have gone to another worker.
-    `on_durable` is called once a entry is acknowledged, `on_too_large` for a result that its topic does not take,
-    `on_trouble` for all that keeps a entry from being sent, which is retried for as long as it takes. Any call
+    `on_durable` is called once an entry is acknowledged, `on_too_large` for a result that its topic does not take,
+    `on_trouble` for all that keeps an entry from being sent, which is retried for as long as it takes. Any call
     raises KafkaException when the client has failed for good (`fatal()`).
     """
 
@@ -78,7 +78,7 @@ class Outbox:
         return self.in_flight + len(self._unsent)
 
     def send(self, entry: OutboxEntry) -> None:
-        """Begin to send a entry."""
+        """Begin to send an entry."""
 
         def delivered(error: KafkaError | None, _record: Record) -> None:
             self.in_flight -= 1
