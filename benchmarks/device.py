@@ -1,7 +1,7 @@
 """`python -m benchmarks.device …` is `vaultml …` with a simulated device, for measuring what is around the engine.
 
-DEVICE_FRAMES is how many frames it takes a second (empty: the CPU engine stays), DECODER_PROCESSES how many processes
-decode.
+DEVICE_FRAMES is how many frames it takes a second (empty: the CPU engine stays), DECODING_CORES for how many cores
+there are decoders.
 """
 
 import os
@@ -55,8 +55,8 @@ def main() -> None:
     """Put the device in the place of the CPU engine, and run the command."""
     if rate := os.environ.get("DEVICE_FRAMES"):
         engines._ENGINES["onnxruntime"] = lambda model, _: Device(model, float(rate))
-    if processes := os.environ.get("DECODER_PROCESSES"):
-        setattr(app, "cpus", lambda: int(processes))  # noqa: B010 - it is not exported
+    if cores := os.environ.get("DECODING_CORES"):
+        setattr(app, "cpus", lambda: int(cores))  # noqa: B010 - it is not exported
     cli.main()
 
 

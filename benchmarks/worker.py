@@ -69,9 +69,9 @@ def run(footage: Path | None) -> str:
         f"Recordings of {SECONDS} s of {WIDTH} x {HEIGHT}, H.264, {len(clip) / 1e6:.1f} MB, a keyframe every 2 s "
         f"({source.name}); {COUNT} frames of each; {NETWORK}. Embedded broker, file-backed Vault and the reader of the "
         "results run on the same cores. Rounds take turns; the ratio is the median of the rounds'. A simulated device "
-        "takes a given number of frames a second; with it one process decodes, so that the other core is for the rest. "
-        "Bare decoding: `video.sample` in as many plain processes. Sum of the parts: decoding with all cores, then "
-        "the CPU engine with all cores. The peer's loop: download, decode everything with OpenCV, infer frame by "
+        "takes a given number of frames a second; with it one core decodes, so that the other one is for the rest. "
+        "Bare decoding: `video.sample` in a plain process for each core. Sum of the parts: decoding with all cores, "
+        "then the CPU engine with all cores. The peer's loop: download, decode everything with OpenCV, infer frame by "
         f"frame, send, one recording after the other. "
         f"Load average before, from other work: {load:.1f}.\n\n{table(header, rows)}"
     )
@@ -122,7 +122,7 @@ class _Bench:
         with self._worker(self._decoded * COUNT * 10, 1) as worker, _Decoding(self._clip, self._model, 1) as decoding:
             rates = self._rounds(worker, decoding.rate, self._decoded)
             spent = worker.milliseconds()
-        yield rates.row("one decoder, a device ten times as fast", "bare decoding", GOALS["decoding"])
+        yield rates.row("decoding on one core, a device ten times as fast", "bare decoding", GOALS["decoding"])
         verdict = f"≤ {PARENT_GOAL:g} ms, {'met' if spent <= PARENT_GOAL else 'missed'}"
         yield ["its parent process", "", "CPU for each recording", "", f"{spent:.1f} ms", verdict]
 
@@ -155,8 +155,9 @@ class _Bench:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         with site(self._broker, folder) as here:
             simulated = {} if device is None else {"DEVICE_FRAMES": str(device)}
-            variables = {**here.variables, **self._variables, **simulated, "DECODER_PROCESSES": str(decoders)}
+            variables = {**here.variables, **self._variables, **simulated, "DECODING_CORES": str(decoders)}
             with _Worker(here, variables, here.store("clip.mp4", self._clip), folder / "log") as worker:
+                worker.decode_on(decoders)
                 worker.rate(_WARM_UP)
                 yield worker
 
@@ -185,7 +186,10 @@ class _Worker(Service):
         self.site, self.key = here, key
         self._stop = threading.Event()
         self._results = reader.follow(
-            {"bootstrap.servers": here.broker.address}, here.variables["QUEUE_TARGET"], self._stop
+            # The embedded broker answers when the wait is over: with the default, results would come twice a second.
+            {"bootstrap.servers": here.broker.address, "fetch.wait.max.ms": 10},
+            here.variables["QUEUE_TARGET"],
+            self._stop,
         )
         self._cpu, self._done = 0.0, 0
         self.wait_ready(_START_S)
@@ -213,6 +217,11 @@ class _Worker(Service):
         self._done += announced
         return count / (seen[_IN_FLIGHT + count - 1] - seen[_IN_FLIGHT - 1])
 
+    def decode_on(self, cores: int) -> None:
+        """Keep all decoder processes on so many cores: there is one more of them, so that none of the cores waits."""
+        for child in psutil.Process(self.pid).children(recursive=True):
+            child.cpu_affinity(_cores(cores))
+
     def start(self) -> None:
         """Count the parent's CPU time from here."""
         self._cpu, self._done = self._spent(), 0
@@ -235,7 +244,7 @@ class _Decoding:
             processes,
             multiprocessing.get_context("forkserver"),
             _use,
-            (clip, (loaded.width, loaded.height)),
+            (clip, (loaded.width, loaded.height), _cores(processes)),
         )
 
     def __enter__(self) -> Self:
@@ -256,9 +265,10 @@ class _Decoding:
 _used: tuple[bytes, tuple[int, int]]
 
 
-def _use(clip: bytes, network: tuple[int, int]) -> None:
+def _use(clip: bytes, network: tuple[int, int], cores: list[int]) -> None:
     global _used
     _used = clip, network
+    os.sched_setaffinity(0, cores)
     cv2.setNumThreads(1)
 
 
@@ -266,6 +276,10 @@ def _decode(count: int) -> None:
     clip, network = _used
     for _ in range(count):
         assert len(video.sample(clip, COUNT, network, video.Limits()).frames) == COUNT
+
+
+def _cores(count: int) -> list[int]:
+    return sorted(os.sched_getaffinity(0))[:count]
 
 
 class _Peer:

@@ -78,7 +78,7 @@ def test_a_vault_outage_is_waited_for_in_the_group(scene: Scene) -> None:
     worker = scene.worker().wait_ready()
     members = wait_for(scene.members, WAIT_S, "the group to have its member")
     assert list(members.values()) == [{0}]
-    retries = 'vaultml_vault_retries_total{cause="unavailable"}'
+    retries = 'vaultml_retries_total{cause="unavailable"}'
     end = time.monotonic() + outage_s
 
     def over() -> bool:
@@ -174,7 +174,7 @@ def test_own_credentials_that_are_refused_hold_everything(scene: Scene) -> None:
     scene.send(*sent)
     worker = scene.worker()
     worker.wait_log("check VAULT_ACCESS_KEY and VAULT_SECRET_KEY")
-    refused = 'vaultml_vault_retries_total{cause="unauthorized"}'
+    refused = 'vaultml_retries_total{cause="unauthorized"}'
     wait_for(lambda: worker.metrics().get(refused, 0) >= 2 * IN_FLIGHT, WAIT_S, "retries", process=worker.process)
     assert sum(scene.committed().values()) == 0
     assert scene.letters() == []

@@ -20,6 +20,7 @@ from vaultml_worker import video
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.records import Frame, Sample
+from vaultml_worker.retries import Retries
 
 NETWORK = (96, 96)
 
@@ -42,6 +43,11 @@ def hang() -> None:
 
 def bloat() -> int:
     return int(np.ones(4 << 30, np.uint8).sum())
+
+
+def killed(*_: object) -> None:
+    """What the kernel does where a container has no memory left."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crash_once(marker: str) -> str:
@@ -144,7 +150,7 @@ def test_no_memory_for_a_recording_is_said(monkeypatch: pytest.MonkeyPatch, deco
         patched.setattr(os, "pwrite", full)
         with pytest.raises(Failure) as caught:
             works(decoders)
-    assert caught.value.cause is Cause.DECODER_MEMORY
+    assert caught.value.cause is Cause.DECODER_UNAVAILABLE
     assert works(decoders).frames
 
 
@@ -156,11 +162,41 @@ def test_a_refusal_comes_back_as_itself(decoders: Decoders) -> None:
 
 @pytest.mark.parametrize(
     ("function", "cause"),
-    [(crash, Cause.DECODER_CRASHED), (hang, Cause.DECODER_TIMEOUT), (bloat, Cause.DECODER_MEMORY)],
+    [
+        (crash, Cause.DECODER_CRASHED),
+        (hang, Cause.DECODER_TIMEOUT),
+        (bloat, Cause.DECODER_MEMORY),
+        (killed, Cause.DECODER_UNAVAILABLE),
+    ],
 )
 def test_a_child_that_goes_wrong_costs_only_itself(decoders: Decoders, function: object, cause: Cause) -> None:
     assert fails(decoders, function) is cause
     assert works(decoders).frames
+
+
+def test_a_recording_waits_while_the_system_kills_or_starts_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container with too little memory, or too few processes, is our fault: it costs no recording."""
+    heard: list[str] = []
+    held: list[tuple[Cause, int]] = []
+    real_sample, real_schedule = decoders_._sample, ProcessPool.schedule
+
+    def none(*_: Any, **__: Any) -> Any:
+        raise RuntimeError
+
+    def on_retry(failure: Failure, _wait: float) -> None:
+        heard.append(failure.message)
+        monkeypatch.setattr(decoders_, "_sample", real_sample)
+        monkeypatch.setattr(ProcessPool, "schedule", none if len(heard) == 1 else real_schedule)
+
+    retries = Retries(max_wait=0.01, on_retry=on_retry, on_held=lambda cause, change: held.append((cause, change)))
+    pool = Decoders(processes=1, seconds=20, memory=1 << 30, retries=retries)
+    monkeypatch.setattr(decoders_, "_sample", killed)
+    try:
+        assert works(pool).frames
+    finally:
+        pool.close()
+    assert heard == ["the decoder process was killed (SIGKILL), twice", "no decoder process could be started"]
+    assert held == [(Cause.DECODER_UNAVAILABLE, +1), (Cause.DECODER_UNAVAILABLE, -1)]
 
 
 def test_a_child_gets_a_second_chance(decoders: Decoders, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_health_readiness_and_metrics() -> None:
         'vaultml_dead_letters_total{cause="not-found"} 1.0',
         'vaultml_detections_total{label="car"} 1.0',
         'vaultml_stage_seconds_sum{stage="fetch"} 1.5',
-        'vaultml_vault_retries_total{cause="unavailable"} 1.0',
+        'vaultml_retries_total{cause="unavailable"} 1.0',
         'vaultml_held_recordings{cause="unauthorized"} 1.0',
         "vaultml_in_flight 0.0",
     ):

@@ -14,6 +14,7 @@ from flask import Flask, Response, request
 from vaultml_worker.dev.vault import Account, VaultServer, application
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.records import Event, VaultAccess
+from vaultml_worker.retries import ONCE
 from vaultml_worker.transport import Transport, no_certificates
 from vaultml_worker.vault import Vault
 
@@ -52,7 +53,7 @@ def private(vault: Flask, tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 def fetch(url: str, http: Transport | None = None, download: str = "blob") -> bytes:
     access = VaultAccess(url, ACCOUNT.access_key, ACCOUNT.secret_key)
-    vault = Vault(access, http=http, download=download, attempts=1)  # type: ignore[arg-type]
+    vault = Vault(access, http=http, download=download, retries=ONCE)  # type: ignore[arg-type]
     try:
         return vault.fetch(Event({}, KEY, "storj"))
     finally:

@@ -15,6 +15,7 @@ from vaultml_common.vault import ACCESS_KEY, is_recording
 from vaultml_worker.dev.vault import Account, application
 from vaultml_worker.failures import TABLE, Cause, Failure, Fault
 from vaultml_worker.records import Event, VaultAccess
+from vaultml_worker.retries import ONCE, Retries
 from vaultml_worker.transport import Transport
 from vaultml_worker.vault import Vault
 
@@ -95,7 +96,7 @@ def test_a_recording_arrives_whole(serve: Serve, stored: Flask, prefix: str, dow
 def test_a_message_brings_its_own_vault(serve: Serve, stored: Flask) -> None:
     own = access(serve(stored))
     assert fetch(Vault(access("http://127.0.0.1:9")), event(own=own)) == BODY
-    vault = Vault(None, attempts=1)
+    vault = Vault(None, retries=ONCE)
     # Until one event has brought its own, ours may well be missing by mistake.
     with pytest.raises(Failure) as caught:
         vault.fetch(event())
@@ -108,12 +109,12 @@ def test_what_each_refusal_means(serve: Serve, stored: Flask) -> None:
     url = serve(stored)
     wrong = access(url, "wr0ng-secret")
     for vault, what, cause in (
-        (Vault(access(url), attempts=1), event("user/gone.mp4"), Cause.NOT_FOUND),
-        (Vault(access(url), attempts=1), event("../../etc/passwd"), Cause.REFUSED),
-        (Vault(wrong, attempts=1), event(), Cause.UNAUTHORIZED),
-        (Vault(access(url), attempts=1), event(source="other"), Cause.UNAUTHORIZED),
-        (Vault(access(url), attempts=1), event(own=wrong), Cause.EVENT_UNAUTHORIZED),
-        (Vault(access(url), max_bytes=1000, attempts=1), event(), Cause.TOO_LARGE),
+        (Vault(access(url), retries=ONCE), event("user/gone.mp4"), Cause.NOT_FOUND),
+        (Vault(access(url), retries=ONCE), event("../../etc/passwd"), Cause.REFUSED),
+        (Vault(wrong, retries=ONCE), event(), Cause.UNAUTHORIZED),
+        (Vault(access(url), retries=ONCE), event(source="other"), Cause.UNAUTHORIZED),
+        (Vault(access(url), retries=ONCE), event(own=wrong), Cause.EVENT_UNAUTHORIZED),
+        (Vault(access(url), max_bytes=1000, retries=ONCE), event(), Cause.TOO_LARGE),
     ):
         assert cause_of(vault, what) is cause
 
@@ -144,7 +145,7 @@ def test_a_web_server_that_is_no_vault_holds_the_queue(
     serve: Serve, status: int, body: str, cause: Cause, download: Any
 ) -> None:
     url = serve(everything(status, body, {"Location": "/login"} if status == 302 else None))
-    found = cause_of(Vault(access(url), download=download, attempts=1), event())
+    found = cause_of(Vault(access(url), download=download, retries=ONCE), event())
     assert found is cause
     assert not found.permanent
 
@@ -160,17 +161,17 @@ def test_a_web_server_that_is_no_vault_holds_the_queue(
     ],
 )
 def test_a_refusal_is_believed_of_a_vault_that_works(serve: Serve, answer: Callable[[], Any], cause: Cause) -> None:
-    assert cause_of(Vault(access(serve(answering(answer))), attempts=1), event()) is cause
+    assert cause_of(Vault(access(serve(answering(answer))), retries=ONCE), event()) is cause
     # Keys that stop working: whatever is said of a recording then is not believed.
     app = answering(answer, ping=lambda: Response("no", 401))
-    assert cause_of(Vault(access(serve(app)), attempts=1), event()) is Cause.UNAUTHORIZED
+    assert cause_of(Vault(access(serve(app)), retries=ONCE), event()) is Cause.UNAUTHORIZED
 
 
 def test_text_from_a_vault_that_works_is_the_recordings_fault(serve: Serve) -> None:
     """It is handed on: decoding says what is wrong with it."""
     for text in (b"", b"<html>", b"some text"):
         app = answering(partial(Response, text))
-        assert fetch(Vault(access(serve(app)), attempts=1), event()) == text
+        assert fetch(Vault(access(serve(app)), retries=ONCE), event()) == text
 
 
 def test_work_goes_on_when_vault_is_right_again(serve: Serve) -> None:
@@ -189,9 +190,7 @@ def test_work_goes_on_when_vault_is_right_again(serve: Serve) -> None:
     )
     vault = Vault(
         access(serve(app)),
-        max_wait=0.01,
-        on_retry=heard,
-        on_held=lambda cause, change: held.append((cause, change)),
+        retries=Retries(max_wait=0.01, on_retry=heard, on_held=lambda cause, change: held.append((cause, change))),
     )
     assert fetch(vault, event()) == MOVIE
     assert held == [(Cause.NOT_A_VAULT, +1), (Cause.NOT_A_VAULT, -1)]
@@ -208,7 +207,7 @@ def test_what_cannot_be_a_recording() -> None:
 
 def test_a_foreign_provider_does_not_hold_the_queue_of_a_vault_that_works(serve: Serve, stored: Flask) -> None:
     """Our credentials were accepted for another provider, and still are: it is this event that is refused, for good."""
-    vault = Vault(access(serve(stored)), attempts=1)
+    vault = Vault(access(serve(stored)), retries=ONCE)
     with pytest.raises(Failure) as caught:
         vault.fetch(event(source="other"))
     assert caught.value.cause is Cause.UNAUTHORIZED
@@ -222,7 +221,7 @@ def test_a_foreign_provider_does_not_hold_the_queue_of_a_vault_that_works(serve:
 def test_a_provider_that_is_unbound_while_we_work_holds(serve: Serve) -> None:
     """That is our configuration; and that another recording is missing proves nothing about its provider."""
     answers = iter([200, 401, 404, 401])
-    vault = Vault(access(serve(answering(lambda: Response(MOVIE, next(answers))))), attempts=1)
+    vault = Vault(access(serve(answering(lambda: Response(MOVIE, next(answers))))), retries=ONCE)
     assert vault.fetch(event()) == MOVIE
     for source, cause in (("storj", Cause.UNAUTHORIZED), ("third", Cause.NOT_FOUND), ("storj", Cause.UNAUTHORIZED)):
         with pytest.raises(Failure) as caught:
@@ -234,7 +233,7 @@ def test_a_provider_that_is_unbound_while_we_work_holds(serve: Serve) -> None:
 def test_keys_that_were_good_once_and_are_refused_now_hold(serve: Serve) -> None:
     answers = iter([200, 401, 401])
     app = answering(lambda: Response(MOVIE, status=next(answers)), lambda: Response(status=401))
-    vault = Vault(access(serve(app)), attempts=1)
+    vault = Vault(access(serve(app)), retries=ONCE)
     assert vault.fetch(event()) == MOVIE
     for _ in range(2):
         with pytest.raises(Failure) as caught:
@@ -258,7 +257,7 @@ def test_a_dead_vault_that_only_an_event_names_is_given_up_while_others_work(ser
         retries.append(wait)
         begun.set()
 
-    vault = Vault(None, max_wait=0.01, event_vault_patience=0.1, on_retry=heard)
+    vault = Vault(None, event_vault_patience=0.1, retries=Retries(max_wait=0.01, on_retry=heard))
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(vault.fetch, event(own=dead))
         begun.wait(10)
@@ -277,19 +276,19 @@ def test_a_wrong_proxy_of_ours_costs_no_event_that_brings_its_vault(serve: Serve
         stop = threading.Event()
         threading.Timer(0.3, stop.set).start()
         assert not cause_of(
-            Vault(None, http=Transport(proxy=proxy), stop=stop, max_wait=0.01), event(own=own)
+            Vault(None, http=Transport(proxy=proxy), retries=Retries(stop, max_wait=0.01)), event(own=own)
         ).permanent
 
 
 def test_a_stop_ends_the_retries_for_an_events_vault() -> None:
     stop = threading.Event()
     stop.set()
-    assert not cause_of(Vault(None, stop=stop), event(own=access("http://127.0.0.1:9"))).permanent
+    assert not cause_of(Vault(None, retries=Retries(stop)), event(own=access("http://127.0.0.1:9"))).permanent
 
 
 @pytest.mark.parametrize("secret", ["line\nbreak", " blank", "tail\r"])
 def test_keys_that_no_header_can_hold_are_a_fault_of_the_setting(serve: Serve, stored: Flask, secret: str) -> None:
-    assert cause_of(Vault(access(serve(stored), secret), attempts=1), event()) is Cause.BAD_SETTING
+    assert cause_of(Vault(access(serve(stored), secret), retries=ONCE), event()) is Cause.BAD_SETTING
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
@@ -302,7 +301,8 @@ def test_passing_trouble_is_retried_with_a_sentence(serve: Serve, status: int) -
         return Response("s3cret!@#$%", status=status) if len(calls) < 3 else Response(MOVIE)
 
     vault = Vault(
-        access(serve(answering(answer))), max_wait=0.01, on_retry=lambda failure, _wait: heard.append(str(failure))
+        access(serve(answering(answer))),
+        retries=Retries(max_wait=0.01, on_retry=lambda failure, _wait: heard.append(str(failure))),
     )
     assert fetch(vault, event()) == MOVIE
     assert len(heard) == 2
@@ -311,7 +311,7 @@ def test_passing_trouble_is_retried_with_a_sentence(serve: Serve, status: int) -
 
 def test_no_connection_is_retried_until_the_stop() -> None:
     stop = threading.Event()
-    vault = Vault(access("http://127.0.0.1:9"), stop=stop, on_retry=lambda _failure, _wait: stop.set())
+    vault = Vault(access("http://127.0.0.1:9"), retries=Retries(stop, on_retry=lambda _failure, _wait: stop.set()))
     with pytest.raises(Failure, match=r"GET /storage/blob at http://127\.0\.0\.1:9: no connection") as caught:
         fetch(vault, event())
     assert caught.value.cause is Cause.UNAVAILABLE
@@ -329,7 +329,7 @@ def test_the_keys_follow_no_redirect(serve: Serve) -> None:
     target = serve(other)
     app = answering(lambda: redirect(f"{target}/storage/blob"))
     with pytest.raises(Failure, match="redirects") as caught:
-        fetch(Vault(access(serve(app)), attempts=1), event())
+        fetch(Vault(access(serve(app)), retries=ONCE), event())
     assert caught.value.cause is Cause.NOT_A_VAULT
     assert leaked == []
 
@@ -350,7 +350,7 @@ def test_an_endless_answer_ends(serve: Serve) -> None:
 
     url = serve(answering(lambda: Response(endless())))
     assert cause_of(Vault(access(url), max_bytes=5_000_000), event()) is Cause.TOO_LARGE
-    assert cause_of(Vault(access(url), max_bytes=1 << 50, deadline=0.2, attempts=1), event()) is Cause.UNAVAILABLE
+    assert cause_of(Vault(access(url), max_bytes=1 << 50, deadline=0.2, retries=ONCE), event()) is Cause.UNAVAILABLE
 
 
 def test_an_answer_that_drips_ends(serve: Serve) -> None:
@@ -361,13 +361,13 @@ def test_an_answer_that_drips_ends(serve: Serve) -> None:
             yield b"\0"
 
     url = serve(answering(lambda: Response(drips(), headers={"Content-Length": "1000000"})))
-    assert cause_of(Vault(access(url), deadline=0.3, attempts=1), event()) is Cause.UNAVAILABLE
+    assert cause_of(Vault(access(url), deadline=0.3, retries=ONCE), event()) is Cause.UNAVAILABLE
     over.set()
 
 
 def test_a_broken_off_answer_is_retried(serve: Serve) -> None:
     url = serve(answering(lambda: Response(iter([b"half"]), headers={"Content-Length": "1000"})))
-    assert cause_of(Vault(access(url), attempts=1), event()) is Cause.UNAVAILABLE
+    assert cause_of(Vault(access(url), retries=ONCE), event()) is Cause.UNAVAILABLE
 
 
 def xml(code: str) -> str:
@@ -405,14 +405,14 @@ def test_a_storage_that_refuses_everybody_holds_and_a_missing_key_does_not(
     serve: Serve, status: int, body: str, headers: dict[str, str], cause: Cause
 ) -> None:
     url = serve(signing(lambda: Response(body, status, headers), lambda: Response(MOVIE)))
-    assert cause_of(Vault(access(url), download="signed-url", attempts=1), event()) is cause
+    assert cause_of(Vault(access(url), download="signed-url", retries=ONCE), event()) is cause
 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_storage_that_hides_missing_keys_is_seen_through(serve: Serve, status: int) -> None:
     """S3 answers 403 for a missing key to those who may not list: Vault itself knows."""
     url = serve(signing(lambda: Response(xml("AccessDenied"), status), missing))
-    assert cause_of(Vault(access(url), download="signed-url", attempts=1), event()) is Cause.NOT_FOUND
+    assert cause_of(Vault(access(url), download="signed-url", retries=ONCE), event()) is Cause.NOT_FOUND
 
 
 def test_a_signed_url_that_is_no_address_names_no_url(serve: Serve) -> None:
@@ -424,7 +424,7 @@ def test_a_signed_url_that_is_no_address_names_no_url(serve: Serve) -> None:
     ):
         app = answering(lambda: Response(MOVIE))
         app.get("/storage", endpoint="sign")(lambda answer=answer: Response(answer))
-        assert not cause_of(Vault(access(serve(app)), download="signed-url", attempts=1), event()).permanent
+        assert not cause_of(Vault(access(serve(app)), download="signed-url", retries=ONCE), event()).permanent
 
 
 def test_odd_keys_travel(serve: Serve, tmp_path: Path) -> None:
@@ -433,4 +433,4 @@ def test_odd_keys_travel(serve: Serve, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(MOVIE)
     app = application(tmp_path, ACCOUNT)
-    assert fetch(Vault(access(serve(app)), attempts=1), event(key)) == MOVIE
+    assert fetch(Vault(access(serve(app)), retries=ONCE), event(key)) == MOVIE

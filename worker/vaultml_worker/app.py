@@ -16,6 +16,7 @@ from vaultml_worker.observability import Health, HttpServer, Metrics, configure_
 from vaultml_worker.pipeline import DetectionOptions, Detector, Pipeline
 from vaultml_worker.records import InvalidInput, Model, State
 from vaultml_worker.reports import EngineLog, Reports
+from vaultml_worker.retries import Retries
 from vaultml_worker.settings import Settings
 from vaultml_worker.transport import Transport
 from vaultml_worker.vault import Vault
@@ -58,10 +59,11 @@ def work(settings: Settings, stop: threading.Event) -> None:
         ready = parts.enter_context(inference.ready(*_inference(settings, metrics, stop)))
         _log_model(settings, ready.model, ready.cpu_reason)
         health.busy_seconds = lambda: ready.engine.busy_seconds
-        decoders = parts.enter_context(closing(_decoders(settings)))
+        retries = Retries(stop, on_retry=reports.retrying, on_held=reports.held)
+        decoders = parts.enter_context(closing(_decoders(settings, retries)))
         ready.engine.warm_up()
         _warm_up(decoders, settings)
-        vault = _vault(settings, transport, stop, reports)
+        vault = _vault(settings, transport, retries)
         pipeline = Pipeline(
             lambda observer: settings.system.connect(settings.names, settings.queue, observer),
             vault,
@@ -110,12 +112,13 @@ def _inference(settings: Settings, metrics: Metrics, stop: threading.Event) -> t
     return model_choice(settings), settings.engine, options
 
 
-def _decoders(settings: Settings) -> Decoders:
+def _decoders(settings: Settings, retries: Retries) -> Decoders:
     return Decoders(
-        processes=cpus(),
+        processes=cpus() + 1,  # while one hands over its frames, another one works
         seconds=settings.decoder_seconds,
         memory=settings.decoder_bytes,
         limits=Limits(settings.recording_max_pixels, settings.recording_max_frames),
+        retries=retries,
     )
 
 
@@ -127,15 +130,13 @@ def _warm_up(decoders: Decoders, settings: Settings) -> None:
         raise InvalidInput(f"{self_test.LIMITS}: a clip can't be decoded: {failure.message}; raise the limit")
 
 
-def _vault(settings: Settings, transport: Transport, stop: threading.Event, reports: Reports) -> Vault:
+def _vault(settings: Settings, transport: Transport, retries: Retries) -> Vault:
     return Vault(
         settings.vault,
         download=settings.vault_download,
         max_bytes=settings.recording_max_bytes,
         http=transport,
-        stop=stop,
-        on_retry=reports.retrying,
-        on_held=reports.held,
+        retries=retries,
     )
 
 

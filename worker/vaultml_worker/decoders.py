@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from vaultml_worker import video
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.memory import SharedMemory
 from vaultml_worker.records import Sample
+from vaultml_worker.retries import ONCE, Retries
 
 _GRACE_S = 30.0
 """A child that does not begin, or should have been killed for being late, and wasn't, is given up after this long."""
@@ -29,19 +30,33 @@ _LOOK_S = 1.0
 """How often the one who waits looks whether the pool still works."""
 _POOLS = 3
 """How many pools may break before one takes a call."""
+_NICE = 10
+"""Decoders take what the rest leaves: that feeds the device, and on a CPU it is the device."""
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
-_AGAIN = (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT)
+_UNAVAILABLE = Cause.DECODER_UNAVAILABLE
+_AGAIN = (Cause.DECODER_CRASHED, Cause.DECODER_TIMEOUT, _UNAVAILABLE)
+_T = TypeVar("_T")
 
 
 class Decoders:
     """Decoder processes, one call each at a time.
 
     Each call may take `seconds` and its process `memory` bytes. A child that dies or is late is replaced and the call
-    tried once more; then it is a Failure. Thread-safe. Close it when done.
+    tried once more; then it is a Failure. A transient one of a sample is retried as `retries` says. Thread-safe. Close
+    it when done.
     """
 
-    def __init__(self, *, processes: int, seconds: float, memory: int, limits: video.Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        processes: int,
+        seconds: float,
+        memory: int,
+        limits: video.Limits | None = None,
+        retries: Retries = ONCE,
+    ) -> None:
         self._limits = limits or video.Limits()
+        self._retries = retries
         self._children = [_Child(seconds, memory) for _ in range(processes)]
         self._free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         for child in self._children:
@@ -61,17 +76,16 @@ class Decoders:
             sample, total = child.run(_sample, (len(data), first, count, network, self._limits), data)
             return child.frames(sample, network), total
 
-        sampled: tuple[Sample, int] = self._lend(call)
-        return sampled
+        return self._retries.call(lambda: self._lend(call))
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call any importable function that decodes in a child, under the same limits; gives what it gives.
 
-        Raises what it raises, and Failure DECODER_CRASHED, DECODER_TIMEOUT or DECODER_MEMORY.
+        Raises what it raises, and Failure DECODER_CRASHED, DECODER_TIMEOUT, DECODER_MEMORY or DECODER_UNAVAILABLE.
         """
         return self._lend(lambda child: child.run(function, args))
 
-    def _lend(self, call: "Callable[[_Child], Any]") -> Any:
+    def _lend(self, call: "Callable[[_Child], _T]") -> _T:
         """Make a call with a child that is free, and once more where that one crashed or was late."""
         child = self._free.get()
         try:
@@ -129,10 +143,13 @@ class _Child:
             raise Failure(Cause.DECODER_TIMEOUT, late) from None
         except MemoryError:
             raise Failure(Cause.DECODER_MEMORY, "decoding needs more memory than DECODER_BYTES") from None
-        except (ProcessExpired, RuntimeError, concurrent.futures.CancelledError) as error:
-            if not isinstance(error, ProcessExpired):  # the pool itself broke
-                self._replace()
+        except ProcessExpired as error:
+            if error.exitcode == -signal.SIGKILL:  # not ours: a call that is late raises TimeoutError
+                raise Failure(_UNAVAILABLE, "the decoder process was killed (SIGKILL), twice") from None
             raise Failure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
+        except (RuntimeError, concurrent.futures.CancelledError):  # the pool itself broke
+            self._replace()
+            raise Failure(_UNAVAILABLE, "no decoder process could be started") from None
 
     def frames(self, sample: Sample, network: tuple[int, int]) -> Sample:
         """Return a sample with the pixels that the process has left in the memory."""
@@ -148,8 +165,8 @@ class _Child:
     def _write(self, data: bytes) -> None:
         try:
             self.memory.write(data)
-        except OSError:  # the container has no memory left
-            raise MemoryError from None
+        except OSError as error:
+            raise Failure(_UNAVAILABLE, f"there is no memory for the recording ({error.strerror})") from None
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...]) -> "concurrent.futures.Future[Any] | None":
         """Hand a call to the pool; None when that broke while idle, or breaks as it starts."""
@@ -243,6 +260,7 @@ def _prepare(memory: int, shared: SharedMemory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_the_worker()
+    os.nice(_NICE)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -29,6 +29,7 @@ class Cause(StrEnum):
     STORAGE_REFUSED = "storage-refused"
     BAD_SETTING = "bad-setting"
     NO_VAULT = "no-vault"
+    DECODER_UNAVAILABLE = "decoder-unavailable"
 
     BAD_EVENT = "bad-event"
     NO_CREDENTIALS = "no-credentials"
@@ -114,6 +115,10 @@ TABLE: dict[Cause, Entry] = {
     Cause.NO_VAULT: _transient(
         "neither the worker nor the event names a Vault, and no event has brought its own so far",
         "set VAULT_API_URL, VAULT_ACCESS_KEY and VAULT_SECRET_KEY",
+    ),
+    Cause.DECODER_UNAVAILABLE: _transient(
+        "no decoder process can be started, the system kills it (SIGKILL), or there is no memory for the recording",
+        "raise the container's memory limit, or lower RECORDINGS_IN_FLIGHT; check its limit of processes",
     ),
     Cause.BAD_EVENT: _event(
         "the message is not JSON, or has no `source` or `payload.key`", "check who writes to the queue"

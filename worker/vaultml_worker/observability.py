@@ -101,7 +101,7 @@ class Metrics:
             registry=self.registry,
         )
         self._retries = Counter(
-            "vaultml_vault_retries", "Calls to a Vault that failed and were repeated", ["cause"], registry=self.registry
+            "vaultml_retries", "Tries that failed and were repeated, by cause", ["cause"], registry=self.registry
         )
         self._gpu = Gauge(
             "vaultml_gpu_info",
@@ -143,7 +143,7 @@ class Metrics:
         self._gpu_memory.set(memory)
 
     def retried(self, cause: str) -> None:
-        """A call to a Vault failed and will be repeated."""
+        """A try failed and will be repeated."""
         self._retries.labels(cause).inc()
 
 

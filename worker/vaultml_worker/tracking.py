@@ -71,14 +71,27 @@ def _merge(detections: Sequence[Detection]) -> list[Detection]:
     return objects
 
 
-@dataclass(frozen=True, slots=True)
-class _Trajectory:
-    """What is known of a track before a new frame: last box, labels so far, and a guess where it is now."""
+@dataclass(slots=True)
+class _Place:
+    """Where a box lies: its centre, its width and height (at least 1), and the root of its area."""
 
-    box: Box
+    centre: tuple[float, float]
+    width: float
+    height: float
+    size: float
+
+
+@dataclass(slots=True)
+class _Trajectory:
+    """What is known of a track before a new frame: its last place, labels so far, and a guess where it is now.
+
+    `allowed` is how far it may have gone since, in box sizes.
+    """
+
+    place: _Place
     labels: frozenset[str]
     guess: tuple[float, float]
-    elapsed: float
+    allowed: float
 
 
 def _match(
@@ -88,7 +101,13 @@ def _match(
     if not trajectories or not objects:
         return {}
     known = [_summary(trajectory, index, timestamps) for trajectory in trajectories]
-    cost = np.array([[_cost(trajectory, item) for trajectory in known] for item in objects])
+    places = [_place(item.box) for item in objects]
+    cost = np.array(
+        [
+            [_cost(trajectory, place, item.label) for trajectory in known]
+            for place, item in zip(places, objects, strict=True)
+        ]
+    )
     rows, columns = linear_sum_assignment(np.where(np.isfinite(cost), cost, 1e6))
     return {int(row): int(column) for row, column in zip(rows, columns, strict=True) if np.isfinite(cost[row, column])}
 
@@ -96,7 +115,8 @@ def _match(
 def _summary(trajectory: Sequence[Sighting], index: int, timestamps: Sequence[float]) -> _Trajectory:
     last = trajectory[-1]
     elapsed = max(0.04, (timestamps[index] - timestamps[last.frame]) / 1000)
-    guess = here = _centre(last.detection.box)
+    place = _place(last.detection.box)
+    guess = here = place.centre
     if len(trajectory) > 1:
         before = trajectory[-2]
         there = _centre(before.detection.box)
@@ -105,29 +125,35 @@ def _summary(trajectory: Sequence[Sighting], index: int, timestamps: Sequence[fl
             here[0] + (here[0] - there[0]) / seconds * elapsed,
             here[1] + (here[1] - there[1]) / seconds * elapsed,
         )
-    return _Trajectory(last.detection.box, frozenset(item.detection.label for item in trajectory), guess, elapsed)
+    labels = frozenset(item.detection.label for item in trajectory)
+    return _Trajectory(place, labels, guess, min(_JITTER + SPEED * elapsed, _REACH))
 
 
-def _cost(trajectory: _Trajectory, detection: Detection) -> float:
-    """How unlikely it is that the detection continues the trajectory; infinite when it can't."""
-    (width, height), (new_width, new_height) = _size(trajectory.box), _size(detection.box)
-    ratio = max(width / new_width, new_width / width, height / new_height, new_height / height)
-    size = math.sqrt(math.sqrt(width * height * new_width * new_height))
-    here = _centre(detection.box)
-    travelled = math.dist(_centre(trajectory.box), here) / size
-    allowed = min(_JITTER + SPEED * trajectory.elapsed, _REACH)
-    # Off the way that it was going: who walks on rarely turns round between two frames, someone else often comes along.
-    astray = math.dist(trajectory.guess, here) / size
-    if ratio > _RATIO or max(travelled, astray) > allowed:
+def _cost(trajectory: _Trajectory, place: _Place, label: str) -> float:
+    """How unlikely it is that what is seen here continues the trajectory; infinite when it can't."""
+    before, allowed = trajectory.place, trajectory.allowed
+    size = math.sqrt(before.size * place.size)
+    travelled = math.dist(before.centre, place.centre) / size
+    if travelled > allowed:
         return math.inf
-    if detection.label not in trajectory.labels and travelled > _JITTER:
+    # Off the way that it was going: who walks on rarely turns round between two frames, someone else often comes along.
+    astray = math.dist(trajectory.guess, place.centre) / size
+    ratio = max(
+        before.width / place.width,
+        place.width / before.width,
+        before.height / place.height,
+        place.height / before.height,
+    )
+    other = label not in trajectory.labels
+    if ratio > _RATIO or astray > allowed or (other and travelled > _JITTER):
         return math.inf
     surprise = min(travelled, astray + _JITTER / 2)
-    return surprise / allowed + 0.5 * math.log(ratio) + (0 if detection.label in trajectory.labels else _OTHER_LABEL)
+    return surprise / allowed + 0.5 * math.log(ratio) + (_OTHER_LABEL if other else 0)
 
 
-def _size(box: Box) -> tuple[float, float]:
-    return max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])
+def _place(box: Box) -> _Place:
+    width, height = max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])
+    return _Place(_centre(box), width, height, math.sqrt(width * height))
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -4,12 +4,12 @@ A refusal is believed only of a Vault that works: before a recording is given up
 something that must succeed with its keys. An answer that cannot be a recording counts as a refusal.
 """
 
+import io
 import json
 import re
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -20,6 +20,7 @@ from vaultml_common.vault import ACCESS_KEY, FILE_NAME, PROVIDER, SECRET_KEY, is
 from vaultml_worker import transport, vault_check
 from vaultml_worker.failures import Cause, Failure
 from vaultml_worker.records import Event, VaultAccess
+from vaultml_worker.retries import GiveUp, Retries
 from vaultml_worker.transport import Transport
 
 Download = Literal["blob", "signed-url"]
@@ -39,10 +40,8 @@ class Vault:
     """Downloads recordings from the worker's own Vault, or from the one that an event names.
 
     `own` may be None (every event brings its credentials); `max_bytes` bounds one recording; `timeout` is seconds to
-    connect and between two reads; `deadline` is seconds for one whole download. A transient failure is retried with
-    backoff and jitter until `stop` is set, or `attempts` times when that is given; for `event_vault_patience` seconds
-    where the event names its own Vault. `on_retry` is called before each wait, with its seconds; `on_held(cause, +1)`
-    when a recording begins to wait for a cause, and with -1 when that ends.
+    connect and between two reads; `deadline` is seconds for one whole download. A transient failure is retried as
+    `retries` says; for `event_vault_patience` seconds where the event names its own Vault.
     Thread-safe; errors name the call and the cause, never a body, a header or a signed URL.
     """
 
@@ -55,12 +54,8 @@ class Vault:
         timeout: float = 30.0,
         deadline: float = 600.0,
         http: Transport | None = None,
-        attempts: int | None = None,
         event_vault_patience: float = 900.0,
-        max_wait: float = 30.0,
-        stop: threading.Event | None = None,
-        on_retry: Callable[[Failure, float], None] | None = None,
-        on_held: Callable[[Cause, int], None] | None = None,
+        retries: Retries | None = None,
     ) -> None:
         self._own = own
         self._download = download
@@ -74,12 +69,7 @@ class Vault:
         self._succeeded = 0.0
         """When the last download of anything ended (monotonic seconds)."""
         self._others_bring_credentials = False
-        self._stop = stop = stop or threading.Event()
-        self._on_retry = on_retry
-        self._on_held = on_held
-        stopped = tenacity.stop_when_event_set(stop)
-        self._give_up = tenacity.stop_any(stopped, tenacity.stop_after_attempt(attempts)) if attempts else stopped
-        self._wait = tenacity.wait_random_exponential(multiplier=0.5, max=max_wait)
+        self._retries = retries or Retries()
 
     def fetch(self, event: Event) -> bytes:
         """Return the whole recording.
@@ -87,21 +77,20 @@ class Vault:
         Raises the permanent Failure that the recording or the event has, or the last transient one once stopped or
         out of attempts.
         """
-        give_up = self._give_up
+        give_up = None
         if event.access is not None:
             self._others_bring_credentials = True
-            late = self._gives_up_event_vault(time.monotonic())
-            give_up = tenacity.stop_any(give_up, late)  # type: ignore[arg-type] # takes any callable
+            give_up = self._gives_up_event_vault(time.monotonic())
         try:
-            body = self._retried(event, give_up)
+            body = self._retries.call(self._fetch, event, give_up=give_up)
         except Failure as failure:
-            if event.access is None or failure.cause not in _OF_ITS_VAULT or self._stop.is_set():
+            if event.access is None or failure.cause not in _OF_ITS_VAULT or self._retries.stop.is_set():
                 raise
             raise Failure(Cause.EVENT_VAULT_FAILED, failure.message) from None
         self._succeeded = time.monotonic()
         return body
 
-    def _gives_up_event_vault(self, began: float) -> Callable[[tenacity.RetryCallState], bool]:
+    def _gives_up_event_vault(self, began: float) -> GiveUp:
         """Return what ends the retries at a Vault that only one event names.
 
         It must not hold up the worker indefinitely, while others work: its own failure is told from one of ours (our
@@ -119,37 +108,6 @@ class Vault:
     def close(self) -> None:
         """Close the pooled connections."""
         self._http.close()
-
-    def _retried(self, event: Event, give_up: tenacity.stop.stop_base) -> bytes:
-        held: list[Cause] = []
-
-        def hold(cause: Cause | None) -> None:
-            if self._on_held and held != [cause]:
-                for before in held:
-                    self._on_held(before, -1)
-                if cause is not None:
-                    self._on_held(cause, +1)
-            held[:] = [] if cause is None else [cause]
-
-        def before_sleep(state: tenacity.RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            if isinstance(error, Failure):
-                hold(error.cause)
-                if self._on_retry:
-                    self._on_retry(error, state.upcoming_sleep)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Failure) and not error.cause.permanent),
-            wait=self._wait,
-            stop=give_up,
-            sleep=tenacity.sleep_using_event(self._stop),
-            before_sleep=before_sleep,
-            reraise=True,
-        )
-        try:
-            return retrying(self._fetch, event)
-        finally:
-            hold(None)
 
     def _fetch(self, event: Event) -> bytes:
         """One try."""
@@ -261,15 +219,14 @@ class Vault:
         if length.isdecimal() and int(length) > self._max_bytes:
             raise self._too_large(call)
         end = time.monotonic() + self._deadline
-        chunks, size = list[bytes](), 0
+        gathered = io.BytesIO()  # pieces that are joined at the end take twice the memory, and with it the time
         for chunk in _chunks(response):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._max_bytes:
+            gathered.write(chunk)
+            if gathered.tell() > self._max_bytes:
                 raise self._too_large(call)
             if time.monotonic() > end:
                 raise Failure(Cause.UNAVAILABLE, f"{call} did not end within {self._deadline:g} s")
-        body = b"".join(chunks)
+        body = gathered.getvalue()
         return self._gunzip(body, call) if body.startswith(b"\x1f\x8b") else body
 
     def _gunzip(self, body: bytes, call: str) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +12,6 @@ from vaultml_worker.records import Detection
 
 IOU = 0.45
 """Boxes of one class that overlap more than this are the same object, as in Darknet."""
-_ROWS = 32
-"""Boxes that are compared with all others at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +64,6 @@ def label(labels: Sequence[str], number: int | np.integer) -> str:
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer]) -> NDArray[np.intp]:
     """Return the indexes of the boxes that non-maximum suppression within each class leaves, best score first."""
-    order = np.argsort(-scores, kind="stable")
-    if len(order) < 2:
-        return order
-    # Boxes of different classes are moved so far apart that they can't overlap: one pass serves all classes.
-    apart = boxes[order].astype(np.float64)
-    apart += classes[order, None].astype(np.float64) * (2 * float(np.abs(apart).max()) + 1)
-    x1, y1, x2, y2 = np.ascontiguousarray(apart.T)
-    area = (x2 - x1) * (y2 - y1)
-    alive = np.ones(len(order), dtype=bool)
-    for first in range(0, len(order), _ROWS):
-        rows = slice(first, first + _ROWS)
-        width = np.minimum(x2[rows, None], x2) - np.maximum(x1[rows, None], x1)
-        height = np.minimum(y2[rows, None], y2) - np.maximum(y1[rows, None], y1)
-        shared = np.maximum(width, 0) * np.maximum(height, 0)
-        apart_enough = shared <= IOU * (area[rows, None] + area - shared)
-        for best, row in enumerate(apart_enough, first):
-            if alive[best]:
-                alive[best + 1 :] &= row[best + 1 :]
-    return order[alive]
+    corners_and_sizes = np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]))
+    kept = cv2.dnn.NMSBoxesBatched(corners_and_sizes.tolist(), scores.tolist(), classes.tolist(), -1.0, IOU)
+    return np.asarray(kept, np.intp).reshape(-1)  # of none it gives an empty tuple
