@@ -47,6 +47,8 @@ _ROUND_S = float(os.environ.get("SECONDS", "4"))
 _WARM_UP = 8
 _START_S, _RESULT_S = 120, 120
 _IN_FLIGHT = 4
+_ALL = sorted(os.sched_getaffinity(0))
+"""The cores that this process may use as it starts."""
 _VARIABLES = {
     "NUMBER_OF_PREDICTIONS": str(COUNT),
     "ENGINE": "onnxruntime",
@@ -69,7 +71,7 @@ def run(footage: Path | None) -> str:
         f"Recordings of {SECONDS} s of {WIDTH} x {HEIGHT}, H.264, {len(clip) / 1e6:.1f} MB, a keyframe every 2 s "
         f"({source.name}); {COUNT} frames of each; {NETWORK}. Embedded broker, file-backed Vault and the reader of the "
         "results run on the same cores. Rounds take turns; the ratio is the median of the rounds'. A simulated device "
-        "takes a given number of frames a second; with it one core decodes, so that the other one is for the rest. "
+        "takes a given number of frames a second; with it one core only decodes, and the other one does the rest. "
         "Bare decoding: `video.sample` in a plain process for each core. Sum of the parts: decoding with all cores, "
         "then the CPU engine with all cores. The peer's loop: download, decode everything with OpenCV, infer frame by "
         f"frame, send, one recording after the other. "
@@ -128,7 +130,7 @@ class _Bench:
 
     def parts(self) -> list[str]:
         """The CPU engine."""
-        cores = len(os.sched_getaffinity(0))
+        cores = len(_ALL)
         engine = OnnxEngine(self._model)
         frames = np.random.default_rng(0).integers(0, 256, (COUNT, self._model.height, self._model.width, 3), np.uint8)
         with self._worker(None, cores) as worker, _Decoding(self._clip, self._model, cores) as decoding:
@@ -145,7 +147,7 @@ class _Bench:
 
     def peer(self) -> list[str]:
         """The CPU engine, beside a loop that does one thing after the other."""
-        cores = len(os.sched_getaffinity(0))
+        cores = len(_ALL)
         with self._worker(None, cores) as worker, _Peer(worker.site, worker.key, self._model) as peer:
             rates = self._rounds(worker, lambda count: peer.rate(max(2, count // 4)), 2.0)
         return rates.row(f"CPU engine, {cores} cores", "a peer's loop", GOALS["peer"])
@@ -199,7 +201,7 @@ class _Worker(Service):
 
         As many as are in work at a time come before and behind: the worker is as full at the end as at the beginning.
         """
-        announced = count + 2 * _IN_FLIGHT
+        announced, before = count + 2 * _IN_FLIGHT, self._spent()
         self.site.announce(*[event(self.key)] * announced)
         seen: list[float] = []
         deadline = time.perf_counter() + _RESULT_S
@@ -214,21 +216,28 @@ class _Worker(Service):
                 raise InvalidInput(
                     f"the worker published {len(seen)} of {announced} results; {self.log_text()[-2000:]}"
                 )
+        self._cpu += self._spent() - before
         self._done += announced
         return count / (seen[_IN_FLIGHT + count - 1] - seen[_IN_FLIGHT - 1])
 
     def decode_on(self, cores: int) -> None:
-        """Keep all decoder processes on so many cores: there is one more of them, so that none of the cores waits."""
+        """Keep all decoder processes on so many cores, and everything else on the others, where there are any.
+
+        There is one decoder more than cores, so that none of the cores waits.
+        """
+        decoding, rest = _cores(cores)
         for child in psutil.Process(self.pid).children(recursive=True):
-            child.cpu_affinity(_cores(cores))
+            _run_on(child.pid, decoding)
+        _run_on(self.pid, rest)
+        _run_on(os.getpid(), rest)
 
     def start(self) -> None:
         """Count the parent's CPU time from here."""
-        self._cpu, self._done = self._spent(), 0
+        self._cpu, self._done = 0.0, 0
 
     def milliseconds(self) -> float:
         """CPU time that the parent process has taken for each recording."""
-        return (self._spent() - self._cpu) / self._done * 1000
+        return self._cpu / self._done * 1000
 
     def _spent(self) -> float:
         times = psutil.Process(self.pid).cpu_times()
@@ -244,7 +253,7 @@ class _Decoding:
             processes,
             multiprocessing.get_context("forkserver"),
             _use,
-            (clip, (loaded.width, loaded.height), _cores(processes)),
+            (clip, (loaded.width, loaded.height), _cores(processes)[0]),
         )
 
     def __enter__(self) -> Self:
@@ -278,8 +287,15 @@ def _decode(count: int) -> None:
         assert len(video.sample(clip, COUNT, network, video.Limits()).frames) == COUNT
 
 
-def _cores(count: int) -> list[int]:
-    return sorted(os.sched_getaffinity(0))[:count]
+def _cores(decoding: int) -> tuple[list[int], list[int]]:
+    """So many cores for decoding, and those for the rest: the others, or all where none is left."""
+    return _ALL[:decoding], _ALL[decoding:] or _ALL
+
+
+def _run_on(pid: int, cores: list[int]) -> None:
+    """Move all threads of a process to these cores."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 class _Peer:

@@ -33,7 +33,7 @@ class Operator(Service):
         port = free_port()
         self.kubeconfig = kubeconfig or cluster.kubeconfig_for(install.NAMESPACE, install.NAME, server=server)
         command = [
-            *(sys.executable, "-m", "vaultml_operator.cli", "run", "--host", LOOPBACK, "--port", str(port)),
+            *(sys.executable, "-m", "vaultml_operator", "run", "--host", LOOPBACK, "--port", str(port)),
             *("--worker-image", IMAGE, "--lease-namespace", install.NAMESPACE, "--log-format", "console"),
             *arguments,
         ]

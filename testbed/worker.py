@@ -15,7 +15,7 @@ class Worker(Service):
     def __init__(self, variables: Mapping[str, str], log: Path) -> None:
         """Start it with hub-ml's `variables`; its log is appended to the file `log`."""
         port = free_port()
-        command = [sys.executable, "-m", "vaultml_worker.cli", "worker"]
+        command = [sys.executable, "-m", "vaultml_worker", "worker"]
         super().__init__("worker", command, {"HTTP_HOST": LOOPBACK, "HTTP_PORT": str(port), **variables}, log, port)
 
     def kill(self) -> None:

@@ -243,7 +243,3 @@ def _set_up_logging(form: str, level: str, out: TextIO | None = None) -> None:
     logging.getLogger("vaultml_operator").setLevel(level)
     # kopf logs whole objects at DEBUG, Secrets among them: never below WARNING.
     logging.getLogger("kopf").setLevel(logging.WARNING)
-
-
-if __name__ == "__main__":
-    main()

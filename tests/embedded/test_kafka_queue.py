@@ -193,3 +193,33 @@ def test_every_outcome_is_reported_once_it_is_durable(
     [place] = group.committed([TopicPartition(names.source, 0)], timeout=10)
     group.close()
     assert place.offset == 4  # what was given back comes again, and nothing else
+
+
+def test_latest_begins_at_the_end_once_only(
+    broker: EmbeddedBroker, site: tuple[Names, KafkaSettings, Producer]
+) -> None:
+    """What comes while partitions go from one worker to another, before the first commit, is not skipped."""
+    names, settings, producer = site
+    latest = settings.model_copy(update={"kafka_offset_reset": "latest"})
+    group = Consumer({"bootstrap.servers": broker.address, "group.id": settings.kafka_group})
+    places = [TopicPartition(names.source, number) for number in range(4)]
+
+    def send(*bodies: bytes) -> None:
+        for number, body in enumerate(bodies):
+            producer.produce(names.source, body, partition=number % 4)
+        producer.flush(10)
+
+    def begun() -> bool:
+        assert queue.receive(0.05) is None
+        return all(place.offset >= 0 for place in group.committed(places, timeout=10))
+
+    send(b"before", b"before")
+    queue = KafkaQueue(names, latest, Seen())
+    wait_for(begun, WAIT_S, "the first worker to have its partitions")
+    queue.close(10)
+    bodies = {b"%d" % number for number in range(8)}
+    send(*sorted(bodies))
+    queue = KafkaQueue(names, latest, Seen())
+    assert {message.body for message in receive(queue, 8)} == bodies
+    queue.close(10)
+    group.close()

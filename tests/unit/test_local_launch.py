@@ -127,7 +127,7 @@ def test_engines_are_kept_and_the_rest_is_not(tmp_path: Path) -> None:
 
 
 def test_the_command_is_the_worker_unless_the_pod_has_another(tmp_path: Path) -> None:
-    assert launched(tmp_path, pod({"args": ["worker"]})).command[1:] == ("-m", "vaultml_worker.cli", "worker")
+    assert launched(tmp_path, pod({"args": ["worker"]})).command[1:] == ("-m", "vaultml_worker", "worker")
     given = {"command": ["sh", "-c", "echo $(A)"], "env": [{"name": "A", "value": "x"}], "workingDir": "/"}
     found = launched(tmp_path, pod(given))
     assert (found.command, found.folder) == (("sh", "-c", "echo x"), Path("/"))

@@ -504,7 +504,3 @@ def _stop_on_signal() -> threading.Event:
 def _until_signal(close: Callable[[], None]) -> None:
     _stop_on_signal().wait()
     close()
-
-
-if __name__ == "__main__":
-    main()

@@ -89,15 +89,10 @@ class Transport:
         self, method: str, url: str, headers: Mapping[str, bytes], timeout: float, body: bytes | None = None
     ) -> Iterator[requests.Response]:
         """Request something of a Vault, with its keys in `headers`, which follow no redirect."""
-        with self._session.request(
-            method,
-            url,
-            headers=headers,
-            data=body,
-            timeout=timeout,
-            stream=True,
-            allow_redirects=False,
-            proxies=self._proxy,
+        # Not `session.request`: what it adds, its own headers and cookies, is not wanted.
+        request = requests.Request(method, url, headers=headers, data=body).prepare()
+        with self._session.send(
+            request, timeout=timeout, stream=True, allow_redirects=False, proxies=self._proxy
         ) as response:
             yield response
 

@@ -56,7 +56,7 @@ def prepare(pod: Manifest, read: Read, *, private: Path, cache: Path, devices: S
     if _TMP in places or not own.get("TMPDIR"):
         ours["TMPDIR"] = str(places.get(_TMP) or _folder(private / "tmp"))
     shell = {name: os.environ[name] for name in _SHELL if name in os.environ}
-    given = container.get("command") or [sys.executable, "-m", "vaultml_worker.cli"]
+    given = container.get("command") or [sys.executable, "-m", "vaultml_worker"]
     command = [_expanded(each, own) for each in (*given, *(container.get("args") or ()))]
     return Launch(tuple(command), {**shell, **own, **ours}, Path(container.get("workingDir") or private))
 

@@ -33,6 +33,8 @@ _REBUILD_S = 5.0
 """A client that failed for good is replaced after this long; at once the first time."""
 _SOUND_S = 30.0
 """A new client that has worked for this long counts as sound, also where there was nothing to publish."""
+_OFFSETS_S = 10.0
+"""How long a broker may take to say a partition's end, or the group's position in it."""
 _FIRM = (Trouble.LOGIN_REFUSED, Trouble.TLS_FAILED)
 """What these say of the brokers is more than that they are not reachable."""
 _REBALANCING = (
@@ -66,6 +68,7 @@ class KafkaQueue:
         self._observer = observer
         self._reported: dict[str, float] = {}
         self._firm_at = -_REPEAT_S
+        self._from_end = settings.kafka_offset_reset == "latest"
         self._client = settings.client() | {"error_cb": self._on_error}
         self._consumer_settings = self._client | {
             "group.id": settings.kafka_group,
@@ -333,6 +336,8 @@ class KafkaQueue:
         return [TopicPartition(self._names.source, partition) for partition in self._progress]
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._from_end:
+            self._commit_ends(consumer, partitions)
         consumer.incremental_assign(partitions)
         for item in partitions:
             self._progress[item.partition] = Progress()
@@ -340,6 +345,19 @@ class KafkaQueue:
             consumer.pause(partitions)
         else:  # librdkafka remembers a pause across losing a partition and getting it back
             consumer.resume(partitions)
+
+    def _commit_ends(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Commit the end of each partition that has no commit, which is where `latest` begins.
+
+        Without it, a partition that goes to another worker before its first commit begins at its end again: what came
+        in the meantime would be skipped.
+        """
+        try:
+            committed = consumer.committed(partitions, timeout=_OFFSETS_S)
+            if ends := [_at_end(consumer, place) for place in committed if place.offset < 0]:
+                consumer.commit(offsets=ends, asynchronous=False)
+        except KafkaException as error:
+            self._trouble(error.args[0], "committing where to begin (KAFKA_OFFSET_RESET=latest)")
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # What is published is committed before the next owner asks from where to go on, or it would be done twice.
@@ -384,6 +402,13 @@ class KafkaQueue:
             self._reported[key] = now
             said = f"{': '.join(known)}; waiting" if known else error.str()
             self._observer.trouble(f"Kafka, {what}: {said} [{error.name()}: {error.str()}]")
+
+
+def _at_end(consumer: Consumer, place: TopicPartition) -> TopicPartition:
+    offsets = consumer.get_watermark_offsets(place, timeout=_OFFSETS_S)
+    if offsets is None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    return TopicPartition(place.topic, place.partition, offsets[1])
 
 
 def _position(message: Message) -> _Position:
