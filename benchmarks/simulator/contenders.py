@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from benchmarks.simulator.traces import Trace
 from benchmarks.simulator.world import Pipeline, World
-from vaultml_operator.autoscaler.decide import Backlog, Decision, History, Observation, Policy, decide
+from vaultml_operator.api import Autoscaling
+from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.rates import Rates, Sample, started, update
+from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation
 
 Scaler = Callable[[Pipeline], float]
 
@@ -18,11 +20,10 @@ _STUCK = 120.0
 class Ours:
     """The real `decide` and `rates`, fed as the operator feeds them. Keeps every decision."""
 
-    def __init__(self, trace: Trace, policy: Policy | None = None) -> None:
-        policy = policy or Policy()
-        self.policy = replace(policy, min_replicas=trace.minimum, cooldown_seconds=trace.cooldown)
-        if trace.polling is not None:
-            self.policy = replace(self.policy, polling_seconds=trace.polling)
+    def __init__(self, trace: Trace, policy: Autoscaling | None = None) -> None:
+        asked = {"min_replicas": trace.minimum, "cooldown_seconds": trace.cooldown}
+        polling = {} if trace.polling is None else {"polling_seconds": trace.polling}
+        self.policy = (policy or Autoscaling()).model_copy(update=asked | polling)
         self.trace, self.decisions = trace, list[tuple[float, int, Decision]]()
         self._history: dict[int, History] = {}
         self._rates: dict[int, Rates] = {}

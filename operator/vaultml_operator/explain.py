@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vaultml_operator import api, subjects
+from vaultml_operator import api
 from vaultml_operator.autoscaler import picture
 from vaultml_operator.autoscaler.decide import decide
-from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation, Policy
+from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation
 
 _KEYS = ("lag", "oldest", "partitions", "arrival", "service", "startup", "replicas", "ready", "gpus")
 _ABOVE_0 = ("partitions", "service")
@@ -53,7 +53,7 @@ def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None,
     seen = picture.observation(published)
     if what_if:
         case = suppose(seen, what_if, pipeline.spec.worker.gpu.count)
-        return "\n".join([head, *_supposed(subjects.policy(pipeline), case, published, what_if, now)]) + "\n"
+        return "\n".join([head, *_supposed(pipeline.spec.autoscaling, case, published, what_if, now)]) + "\n"
     lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
     lines += [f"  {each}" for each in published.get("account") or ()]
     lines += ["", "result", f"  {_workers(published['desired'])}: {published.get('message', '')}"]
@@ -87,7 +87,7 @@ def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _supposed(
-    policy: Policy, case: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
+    policy: api.Autoscaling, case: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
 ) -> Iterator[str]:
     said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
     yield from ("", f"seen, supposing {said}", *_seen(case, published))
@@ -129,7 +129,9 @@ def suppose(seen: Observation, what_if: Mapping[str, float], gpus_each: int) -> 
     )
 
 
-def settle(policy: Policy, case: Observation, history: History, now: float) -> tuple[Decision, Decision, float]:
+def settle(
+    policy: api.Autoscaling, case: Observation, history: History, now: float
+) -> tuple[Decision, Decision, float]:
     """The decision at once; the one that it comes to when nothing else changes, and after how many seconds."""
     first = decision = decide(policy, case, history, now)
     changed, time = 0.0, now

@@ -8,7 +8,6 @@ from vaultml_common.kafka import dead_letter_topic
 from vaultml_operator import api
 from vaultml_operator.autoscaler.gpus import demand_of
 from vaultml_operator.autoscaler.lag import Ask
-from vaultml_operator.autoscaler.records import Direction, Fallback, Policy
 from vaultml_operator.autoscaler.scaler import Subject
 from vaultml_operator.probes import Connection
 
@@ -35,7 +34,15 @@ def subject(
         )
     asked = replace(ask(spec), partitions=None) if frozen else ask(spec)
     acts = spec.autoscaling.mode == "Auto" and not frozen
-    return Subject(policy=policy(pipeline), connection=connection, ask=asked, demand=demand, acts=acts)
+    return Subject(
+        policy=spec.autoscaling,
+        connection=connection,
+        ask=asked,
+        demand=demand,
+        acts=acts,
+        pause_scale_in=pipeline.pause_scale_in,
+        pause_scale_out=pipeline.pause_scale_out,
+    )
 
 
 def ask(spec: api.Spec) -> Ask:
@@ -47,41 +54,4 @@ def ask(spec: api.Spec) -> Ask:
         dead_letters=dead_letter_topic(spec.queue.name, spec.queue.target),
         from_start=kafka is None or kafka.offset_reset == "earliest",
         partitions=kafka.ensure_partitions if kafka is not None else None,
-    )
-
-
-def policy(pipeline: api.Pipeline) -> Policy:
-    """The autoscaling of the spec, with the annotations that hold it."""
-    given = pipeline.spec.autoscaling
-    fallback = given.fallback
-    return Policy(
-        min_replicas=given.min_replicas,
-        max_replicas=given.max_replicas,
-        idle_replicas=given.idle_replicas,
-        lag_per_replica=given.lag_per_replica,
-        drain_seconds=given.drain_seconds,
-        seconds_per_recording=given.seconds_per_recording,
-        activation_lag=given.activation_lag,
-        polling_seconds=given.polling_seconds,
-        cooldown_seconds=given.cooldown_seconds,
-        tolerance=given.tolerance,
-        scale_out=_direction(given.scale_out),
-        scale_in=_direction(given.scale_in),
-        fallback=Fallback(failures=fallback.failures, behavior=fallback.behavior, replicas=fallback.replicas)
-        if fallback is not None
-        else None,
-        even_partitions=given.even_partitions,
-        limit_to_lagging_partitions=given.limit_to_lagging_partitions,
-        allow_idle_consumers=given.allow_idle_consumers,
-        pause_scale_in=pipeline.pause_scale_in,
-        pause_scale_out=pipeline.pause_scale_out,
-    )
-
-
-def _direction(given: api.ScaleOut | api.ScaleIn) -> Direction:
-    return Direction(
-        stabilization_seconds=given.stabilization_seconds,
-        max_step=given.max_step,
-        max_percent=given.max_percent,
-        period_seconds=given.period_seconds,
     )

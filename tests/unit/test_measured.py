@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from vaultml_operator.autoscaler.decide import History, Observation, Policy, decide
+from vaultml_operator.api import Autoscaling
+from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.lag import Member, Partition, Reading
 from vaultml_operator.autoscaler.measured import Measured
+from vaultml_operator.autoscaler.records import History, Observation
 
 BEGAN = 1_000_000.0
 
@@ -20,9 +22,9 @@ def part(number: int, end: int, committed: int, *, start: int = 0, oldest: float
 class Loop:
     """Polls, decisions that are carried out at once, and the workers there were."""
 
-    def __init__(self, replicas: int = 1, service: float = 1.0, policy: Policy | None = None) -> None:
+    def __init__(self, replicas: int = 1, service: float = 1.0, policy: Autoscaling | None = None) -> None:
         self.measured = Measured({"servicePerSecond": service, "startupSeconds": 5})
-        self.policy, self.replicas, self.history, self.now = policy or Policy(), replicas, History(), BEGAN
+        self.policy, self.replicas, self.history, self.now = policy or Autoscaling(), replicas, History(), BEGAN
         self.counts: list[tuple[float, int]] = []
 
     @property
@@ -107,7 +109,7 @@ def one_after_the_other(seconds: float) -> list[Partition]:
 
 
 def test_a_partition_that_waits_its_turn_is_not_stuck() -> None:
-    loop = Loop(policy=Policy(max_replicas=1))
+    loop = Loop(policy=Autoscaling(max_replicas=1))
     while loop.now < BEGAN + 8 * 120:
         loop.run(1, one_after_the_other)
         assert stuck(loop.measured) == (0, 0), loop.now - BEGAN
@@ -140,7 +142,7 @@ def test_while_nothing_at_all_moves_a_worker_counts_for_half_at_least() -> None:
 
 
 def test_slow_recordings_lower_the_rate_as_they_are_done() -> None:
-    loop = Loop(replicas=1, policy=Policy(max_replicas=1))
+    loop = Loop(replicas=1, policy=Autoscaling(max_replicas=1))
     loop.run(1800, lambda seconds: [part(0, 1000, int(seconds / 60)), part(1, 1000, 0)])
     assert loop.service == pytest.approx(1 / 60, rel=0.25)
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from vaultml_operator import api
+from vaultml_operator.api import Autoscaling
 from vaultml_operator.autoscaler import picture
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.lag import Partition, Reading
 from vaultml_operator.autoscaler.rates import Rates
-from vaultml_operator.autoscaler.records import Backlog, History, Observation, Policy
+from vaultml_operator.autoscaler.records import Backlog, History, Observation
 
 SEEN = Observation(
     backlog=Backlog(lag=240, oldest_seconds=12.4, parallelism=8, lagging=8, end=1000),
@@ -27,7 +28,7 @@ KNOWN = Rates(steady=3.14, recent=3.2, service=0.8, startup_seconds=5.0)
 
 
 def status(seen: Observation = SEEN, processed: int = 760) -> dict[str, Any]:
-    decision = decide(Policy(), seen, History(), 1000.0)
+    decision = decide(Autoscaling(), seen, History(), 1000.0)
     return picture.status(seen, decision, KNOWN, READING, processed)
 
 
@@ -111,7 +112,11 @@ def test_what_expires_in_a_stuck_partition_is_told() -> None:
     stuck = replace(SEEN, backlog=Backlog(lag=50, parallelism=2, lagging=1, stuck=50, stuck_partitions=1))
     for waited, expiring in ((2600.0, False), (2700.0, True)):
         found = picture.status(
-            stuck, decide(Policy(), stuck, History(), 1000.0), KNOWN, Reading(1000.0 + waited, parts, (), 3600.0), 0
+            stuck,
+            decide(Autoscaling(), stuck, History(), 1000.0),
+            KNOWN,
+            Reading(1000.0 + waited, parts, (), 3600.0),
+            0,
         )
         assert found["expiring"] is expiring
         assert found["oldest"] == f"{waited / 60:.0f}m"
@@ -120,7 +125,7 @@ def test_what_expires_in_a_stuck_partition_is_told() -> None:
 
 def test_a_rate_that_fades_is_told_a_few_times_only() -> None:
     quiet = replace(SEEN, backlog=Backlog(lag=0, oldest_seconds=None, parallelism=8, lagging=0, end=1000), slots=None)
-    decision = decide(Policy(), quiet, History(), 1000.0)
+    decision = decide(Autoscaling(), quiet, History(), 1000.0)
     published, told = None, []
     for step in range(600):
         fading = Rates(steady=3.14 * 0.9**step, recent=3.2, service=0.8, startup_seconds=5.0)

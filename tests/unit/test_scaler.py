@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
+from vaultml_operator.api import Autoscaling
+from vaultml_operator.autoscaler import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool
 from vaultml_operator.autoscaler.lag import Ask, Member, Partition, Reading, ReadingFailed
 from vaultml_operator.autoscaler.pool import arbitrate
-from vaultml_operator.autoscaler.records import Decision, Observation, Policy
+from vaultml_operator.autoscaler.records import Decision, Observation
 from vaultml_operator.autoscaler.scaler import Scaler, Subject
 from vaultml_operator.probes import Connection
 
 Key = tuple[str, str]
 KEY: Key = ("n", "p")
 HERE, THERE = Connection(("here:1",)), Connection(("there:1",))
-POLICY = Policy(polling_seconds=1, lag_per_replica=10)
+POLICY = Autoscaling(polling_seconds=1, lag_per_replica=10)
 
 
 class Desk:
@@ -195,13 +197,15 @@ def test_a_restarted_operator_goes_on_with_what_was_published() -> None:
     scene(test)
 
 
-def test_a_new_spec_is_looked_at_at_once() -> None:
+def test_a_new_spec_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide, "_IDLE_POLLING", 3600)
+
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
-        slow = Policy(polling_seconds=3600, idle_polling_seconds=3600)
+        slow = Autoscaling(polling_seconds=3600)
         watch(scaler, subject=subject(policy=slow))
         await until(lambda: scaler.outlook(KEY) is not None)
         assert len(desk.rounds) == 1
-        watch(scaler, subject=subject(policy=Policy(min_replicas=3, polling_seconds=3600)))
+        watch(scaler, subject=subject(policy=Autoscaling(min_replicas=3, polling_seconds=3600)))
         await until(lambda: len(desk.rounds) == 2)
 
     scene(test)
@@ -217,7 +221,7 @@ def test_gpus_bound_the_number_and_those_that_only_advise_take_none(acts: bool) 
     pool.node_seen(node(3))
 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
-        policy = Policy(polling_seconds=1, lag_per_replica=1, allow_idle_consumers=True)
+        policy = Autoscaling(polling_seconds=1, lag_per_replica=1, allow_idle_consumers=True)
 
         def wanting(name: str, acts: bool) -> Subject:
             demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
@@ -246,7 +250,7 @@ def test_a_free_gpu_nearby_does_not_lift_the_tolerance() -> None:
 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.lag["q"] = 105
-        policy = Policy(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
+        policy = Autoscaling(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
         demand = Demand(key=KEY, resource="nvidia.com/gpu", count=1, wanted=0, current=0)
         asked = Subject(policy=policy, connection=HERE, ask=Ask("q", "g"), demand=demand)
         watch(scaler, subject=asked, replicas=10)
@@ -266,7 +270,7 @@ def test_gpus_that_even_partitions_leave_idle_go_to_who_needs_them() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         for name, even in (("a", True), ("b", False)):
             desk.lag[name], desk.idle[name] = 500, 7
-            policy = Policy(polling_seconds=1, lag_per_replica=10, even_partitions=even)
+            policy = Autoscaling(polling_seconds=1, lag_per_replica=10, even_partitions=even)
             demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
             asked = Subject(policy=policy, connection=HERE, ask=Ask(name, "g"), demand=demand)
             watch(scaler, ("n", name), subject=asked, replicas=0)
@@ -336,7 +340,7 @@ def test_gpus_are_shared_out_once_for_many_and_nobody_decides_on_an_old_grant(mo
     monkeypatch.setattr("vaultml_operator.autoscaler.scaler.arbitrate", counted)
 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
-        policy = Policy(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
+        policy = Autoscaling(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
         keys = [("n", f"p{number}") for number in range(30)]
         for key in keys:
             desk.lag[key[1]] = 20

@@ -7,39 +7,24 @@ maximum → pause → GPUs. A failed reading replaces the target only; every lat
 import math
 from dataclasses import dataclass, field
 
+from vaultml_operator.api import Autoscaling, Fallback, ScaleIn, ScaleOut
 from vaultml_operator.autoscaler import sound
 from vaultml_operator.autoscaler.records import (
     HARD_MAXIMUM,
     Backlog,
-    Behavior,
     Clamp,
     Decision,
-    Direction,
-    Fallback,
     History,
     Observation,
-    Policy,
     Rule,
 )
-
-__all__ = [
-    "Backlog",
-    "Behavior",
-    "Clamp",
-    "Decision",
-    "Direction",
-    "Fallback",
-    "History",
-    "Observation",
-    "Policy",
-    "Rule",
-    "decide",
-]
 
 _WINDOW_UNKNOWN, _WINDOW_MOST = 30.0, 300.0
 """Scale-in's own window, in seconds: while the start-up time is unknown, and at most."""
 _PATIENCE = 300.0
 """The same for a step so small that it may be chance."""
+_IDLE_POLLING = 5.0
+"""Seconds between two polls while nothing waits, unless polls are more frequent anyway."""
 _ROOM = 1.0
 """Workers beside those that are busy on average, times the square root of these: arrivals come in clusters, and a
 number without room would be corrected with each of them."""
@@ -52,7 +37,7 @@ _EPSILON = 1e-9
 class _Case:
     """The input, made sound: every number finite and in its range."""
 
-    policy: Policy
+    policy: Autoscaling
     seen: Observation
     past: History
     now: float
@@ -133,13 +118,13 @@ class _Plan:
         self.steps.append(f"{name}: {text}")
 
 
-def decide(policy: Policy, observation: Observation, history: History, now: float) -> Decision:
-    """How many workers to ask for.
+def decide(policy: Autoscaling, observation: Observation, history: History, now: float) -> Decision:
+    """How many workers to ask for, as `.spec.autoscaling` says.
 
     `now` is in seconds of the clock that made the history; jumps of it are harmless. Total: any input gives a decision.
     Never more than the GPUs allow; a failed reading never takes the last worker.
     """
-    policy, seen, past, now = sound.inputs(policy, observation, history, now)
+    seen, past, now = sound.inputs(policy.polling_seconds, observation, history, now)
     case = _Case(policy=policy, seen=seen, past=past, now=now)
     plan, sentence = _target(case)
     needed = plan.replicas if case.seen.backlog is not None or _fallback(case) is not None else None
@@ -411,7 +396,7 @@ def _bounds(plan: _Plan, case: _Case) -> None:
 def _pause(plan: _Plan, case: _Case) -> None:
     """What a person has stopped stays as it is, even outside minimum and maximum."""
     way = plan.replicas - case.current
-    if (way < 0 and case.policy.pause_scale_in) or (way > 0 and case.policy.pause_scale_out):
+    if (way < 0 and case.seen.pause_scale_in) or (way > 0 and case.seen.pause_scale_out):
         plan.clamp("paused", case.current, f"scaling {'in' if way < 0 else 'out'} is paused")
 
 
@@ -439,7 +424,7 @@ def _reason(plan: _Plan, case: _Case, sentence: str) -> str:
 def _next_poll(plan: _Plan, case: _Case) -> float:
     """Sooner while nothing waits, so that the first recording wakes, and when the queue is expected to be empty."""
     usual, backlog, service = case.policy.polling_seconds, case.seen.backlog, case.service
-    soon = min(usual, case.policy.idle_polling_seconds)
+    soon = min(usual, _IDLE_POLLING)
     if backlog is None:
         return usual
     if plan.replicas == 0 or backlog.lag == 0:
@@ -467,7 +452,7 @@ def _remember(case: _Case, needs: tuple[tuple[float, int], ...]) -> History:
     )
 
 
-def _window_seconds(direction: Direction, unset: float | None) -> float:
+def _window_seconds(direction: ScaleIn | ScaleOut, unset: float | None) -> float:
     seconds = direction.stabilization_seconds
     return seconds if seconds is not None else unset or 0.0
 

@@ -1,11 +1,11 @@
-"""What a decision is made from and what it is: the words of `decide`."""
+"""What a decision is made from, besides the spec, and what it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 HARD_MAXIMUM = 1000
-"""No pipeline gets more workers than this, whatever the policy says."""
+"""No pipeline gets more workers than this, whatever its spec says."""
 
 Rule = Literal[
     "startup",
@@ -23,76 +23,6 @@ Rule = Literal[
     "paused",
     "gpus",
 ]
-Behavior = Literal["Static", "Current", "CurrentIfHigher", "CurrentIfLower"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Direction:
-    """How fast the number may go one way.
-
-    - `stabilization_seconds`: out, the lowest need of so many seconds counts; in, the highest. None: out 0; in, as long
-      as a worker takes to start (at least a poll, at most 300 s; 30 s while unknown), since an idle worker is worth
-      keeping for as long as a new one would take, and 300 s for a step so small that it may be chance.
-    - `max_step` workers or `max_percent` of the workers there were, whichever is more, within `period_seconds`; both
-      None: no limit.
-    """
-
-    stabilization_seconds: float | None = None
-    max_step: int | None = None
-    max_percent: int | None = None
-    period_seconds: float = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fallback:
-    """What to want after so many failed readings in a row; before, the number stays.
-
-    Static: `replicas`; Current: what there is; CurrentIfHigher: the more of both; CurrentIfLower: the fewer.
-    """
-
-    failures: int = 3
-    behavior: Behavior = "Static"
-    replicas: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What the user asks for.
-
-    - `min_replicas`, `max_replicas`: workers; no maximum: what partitions and GPUs allow.
-    - `idle_replicas`: workers once nothing has waited for `cooldown_seconds`, at most the minimum; None: the minimum.
-    - `lag_per_replica`: recordings waiting per worker, the rule while the service rate is unknown or `drain_seconds` is
-      None.
-    - `drain_seconds`: nothing shall wait longer than this.
-    - `seconds_per_recording`: a first guess, until it is measured.
-    - `activation_lag`: up to so many waiting recordings count as nothing.
-    - `polling_seconds`, and `idle_polling_seconds` while nothing waits (the smaller of both).
-    - `tolerance`: a share of the workers there are; a need so close changes nothing.
-    - `even_partitions`: only numbers that divide the partitions.
-    - `limit_to_lagging_partitions`: no more workers than partitions in which something waits.
-    - `allow_idle_consumers`: more workers than partitions may run.
-    - `pause_scale_in`, `pause_scale_out`: the number may not go that way.
-    """
-
-    min_replicas: int = 1
-    max_replicas: int | None = None
-    idle_replicas: int | None = None
-    lag_per_replica: int = 10
-    drain_seconds: float | None = 60.0
-    seconds_per_recording: float | None = None
-    activation_lag: int = 0
-    polling_seconds: float = 15.0
-    idle_polling_seconds: float = 5.0
-    cooldown_seconds: float = 300.0
-    tolerance: float = 0.1
-    scale_out: Direction = field(default_factory=Direction)
-    scale_in: Direction = field(default_factory=Direction)
-    fallback: Fallback | None = None
-    even_partitions: bool = False
-    limit_to_lagging_partitions: bool = False
-    allow_idle_consumers: bool = False
-    pause_scale_in: bool = False
-    pause_scale_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +57,7 @@ class Observation:
     - `startup_seconds`: from asked for to ready, as measured.
     - `slots`: workers of this pipeline that the GPUs allow at all, those running included; None: no bound. `holders`
       says who has the rest. `bound`: what bounds them, where it is not GPUs.
+    - `pause_scale_in`, `pause_scale_out`: the annotations that keep the number from going that way.
     """
 
     backlog: Backlog | None
@@ -139,6 +70,8 @@ class Observation:
     slots: int | None = None
     holders: str = ""
     bound: str = "GPUs"
+    pause_scale_in: bool = False
+    pause_scale_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from vaultml_operator.api import Autoscaling
 from vaultml_operator.autoscaler import picture
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool, noun
 from vaultml_operator.autoscaler.lag import Ask, Reader, Reading, ReadingFailed, open_reader
 from vaultml_operator.autoscaler.measured import Measured
 from vaultml_operator.autoscaler.pool import Grant, Grants, arbitrate
-from vaultml_operator.autoscaler.records import Decision, History, Observation, Policy
+from vaultml_operator.autoscaler.records import Decision, History, Observation
 from vaultml_operator.probes import Connection
 
 K = TypeVar("K", bound=tuple[str, str])
@@ -49,13 +50,16 @@ class Subject:
 
     `connection` None: it can't be read (credentials are missing). `demand` is for `wanted` 0: the scaler fills that in;
     None: no GPU is asked for, or their number is of no interest. `acts`: the decision is carried out.
+    `pause_scale_in`, `pause_scale_out`: the number may not go that way.
     """
 
-    policy: Policy
+    policy: Autoscaling
     connection: Connection | None
     ask: Ask
     demand: Demand | None
     acts: bool = True
+    pause_scale_in: bool = False
+    pause_scale_out: bool = False
 
 
 @dataclass(slots=True)
@@ -328,6 +332,8 @@ class Scaler(Generic[K]):
             slots=slots,
             holders=holders,
             bound="GPUs" if state.subject.demand is None else noun(state.subject.demand.resource),
+            pause_scale_in=state.subject.pause_scale_in,
+            pause_scale_out=state.subject.pause_scale_out,
         )
 
     def _share(self, changed: list[tuple[K, _State]]) -> None:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from vaultml_operator.autoscaler.records import HARD_MAXIMUM, Direction, History, Observation, Policy
+from vaultml_operator.autoscaler.records import History, Observation
 
 MANY = 10**6
 LONG = 1e9
@@ -15,23 +15,23 @@ _FAR = 1e15
 
 
 def inputs(
-    policy: Policy, observation: Observation, history: History, now: float
-) -> tuple[Policy, Observation, History, float]:
+    polling_seconds: float, observation: Observation, history: History, now: float
+) -> tuple[Observation, History, float]:
     """All of it with numbers that are finite and in their range; what makes no sense counts as unknown."""
     if not math.isfinite(now):
         now = history.time if history.time is not None and math.isfinite(history.time) else 0.0
     now = min(max(now, -_FAR), _FAR)
-    policy, observation = _policy(policy), _observation(observation)
-    return policy, observation, _history(policy, observation, history, now), now
+    observation = _observation(observation)
+    return observation, _history(polling_seconds, observation, history, now), now
 
 
-def _history(policy: Policy, seen: Observation, history: History, now: float) -> History:
+def _history(polling_seconds: float, seen: Observation, history: History, now: float) -> History:
     """The history without what can't be: times to come, and anything from before a gap that nobody watched."""
     last = history.time if _finite(history.time) else None
     last_active = history.last_active if _finite(history.last_active) else None
     last_active = None if last_active is None else min(last_active, now)
     failures = _count(history.failures)
-    gap = 60.0 + 10 * policy.polling_seconds
+    gap = 60.0 + 10 * polling_seconds
     if last is None or not 0 <= now - last <= gap:
         # The first look: the workers there are count as needed, so that no window is taken as empty.
         kept = last_active if last is None else now
@@ -42,42 +42,6 @@ def _history(policy: Policy, seen: Observation, history: History, now: float) ->
         steps.append((last, seen.replicas - _count(history.replicas)))
     needs = tuple((time, _count(need)) for time, need in history.needs if time <= now)
     return replace(history, last_active=last_active, failures=failures, needs=needs, steps=tuple(steps))
-
-
-def _policy(policy: Policy) -> Policy:
-    most = None if policy.max_replicas is None else _count(policy.max_replicas, HARD_MAXIMUM)
-    least = _count(policy.min_replicas, HARD_MAXIMUM if most is None else most)
-    polling = max(_seconds(policy.polling_seconds) or Policy.polling_seconds, 1.0)
-    fallback = policy.fallback
-    if fallback is not None:
-        fallback = replace(fallback, failures=_count(fallback.failures), replicas=_count(fallback.replicas))
-    return replace(
-        policy,
-        min_replicas=least,
-        max_replicas=most,
-        idle_replicas=None if policy.idle_replicas is None else min(_count(policy.idle_replicas), least),
-        lag_per_replica=max(_count(policy.lag_per_replica), 1),
-        drain_seconds=_positive(policy.drain_seconds),
-        seconds_per_recording=_positive(policy.seconds_per_recording),
-        activation_lag=_count(policy.activation_lag),
-        polling_seconds=polling,
-        idle_polling_seconds=max(_seconds(policy.idle_polling_seconds) or polling, 1.0),
-        cooldown_seconds=_seconds(policy.cooldown_seconds) or 0.0,
-        tolerance=min(_seconds(policy.tolerance) or 0.0, 1.0),
-        scale_out=_direction(policy.scale_out),
-        scale_in=_direction(policy.scale_in),
-        fallback=fallback,
-    )
-
-
-def _direction(direction: Direction) -> Direction:
-    return replace(
-        direction,
-        stabilization_seconds=_seconds(direction.stabilization_seconds),
-        max_step=None if direction.max_step is None else _count(direction.max_step),
-        max_percent=None if direction.max_percent is None else _count(direction.max_percent),
-        period_seconds=_seconds(direction.period_seconds) or 0.0,
-    )
 
 
 def _observation(seen: Observation) -> Observation:

@@ -15,10 +15,10 @@ from testbed.operator import Operator, Pipelines
 from testbed.process import wait_for
 from tests.parts import need
 from tests.real.operators.lagging import Farm, Queue, body, polls, scaling, wait_scaling, wait_workers, workers
+from vaultml_operator.api import Autoscaling, ScaleIn
 from vaultml_operator.autoscaler import measured
 from vaultml_operator.autoscaler.lag import Ask, Reading, ReadingFailed, open_reader
 from vaultml_operator.autoscaler.lag import kafka as kafka_lag
-from vaultml_operator.autoscaler.records import Direction, Policy
 from vaultml_operator.autoscaler.scaler import Outlook, Scaler, Subject
 from vaultml_operator.probes import Connection
 
@@ -136,7 +136,7 @@ async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[
     key, polls = ("n", "p"), 0
     scaler: Scaler[tuple[str, str]] = Scaler(lambda _key: None, wall=lambda: clock.time())
     asked = Subject(
-        policy=Policy(polling_seconds=1, lag_per_replica=10, drain_seconds=None, **policy),
+        policy=Autoscaling(polling_seconds=1, lag_per_replica=10, drain_seconds=None, **policy),
         connection=Connection((queue.broker.plaintext,)),
         ask=Ask(queue.name, queue.group),
         demand=None,
@@ -186,7 +186,7 @@ def test_a_clock_that_jumps_moves_no_worker(kafka: Broker, monkeypatch: pytest.M
         return outlook.decision.replicas == 1
 
     monkeypatch.setattr(kafka_lag, "time", clock)
-    direction = Direction(stabilization_seconds=0)
+    direction = ScaleIn(stabilization_seconds=0)
     asyncio.run(scaled(queue, seen, turn, scale_in=direction))
     assert set(numbers[:12]) == {4}
 
