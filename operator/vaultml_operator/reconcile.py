@@ -146,7 +146,9 @@ class Reconciler:
                 if blocking.reason == "GroupTaken":
                     deployment = await self._leave_group(body, pipeline, deployment)
         blocking = blocking or status.failure(deployment)
-        scaling = await self._scaling.watch(body, pipeline, connection, template, deployment, frozen=frozen)
+        scaling = await self._scaling.watch(
+            body, pipeline, connection, template, deployment, frozen=frozen, vault=vault
+        )
         there = 0 if deployment is None else deployment["spec"].get("replicas", 1)
         return status.Observation(
             generation=generation,

@@ -8,7 +8,7 @@ from vaultml_operator import api, manifests, subjects
 from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.manifests import Manifest
 from vaultml_operator.objects import Objects
-from vaultml_operator.probes import Connection
+from vaultml_operator.probes import Connection, Outcome
 
 Note = Callable[[Manifest, str, str, str], Awaitable[None]]
 """Posts an Event about a pipeline: its body, Normal or Warning, reason, sentence."""
@@ -59,10 +59,12 @@ class Scaling:
         deployment: Manifest | None,
         *,
         frozen: bool,
+        vault: Outcome | None = None,
     ) -> Mapping[str, Any] | None:
         """Have the queue looked at; gives what is to be published of it, None while nothing is.
 
-        `template` is the spec of the worker pods; `frozen`: their number stays as it is.
+        `template` is the spec of the worker pods; `frozen`: their number stays as it is; `vault` is the last
+        check of Vault.
         """
         key, published = _key(pipeline), (body.get("status") or {}).get("autoscaling")
         if pipeline.spec.suspend or deployment is None:
@@ -70,7 +72,7 @@ class Scaling:
             return published
         self._scaler.watch(
             key,
-            subjects.subject(pipeline, connection, template, frozen=frozen),
+            subjects.subject(pipeline, connection, template, frozen=frozen, vault=vault),
             replicas=deployment["spec"].get("replicas", 1),
             ready=(deployment.get("status") or {}).get("readyReplicas", 0),
             status=published or {},

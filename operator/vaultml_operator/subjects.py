@@ -9,15 +9,21 @@ from vaultml_operator import api
 from vaultml_operator.autoscaler.gpus import demand_of
 from vaultml_operator.autoscaler.lag import Ask
 from vaultml_operator.autoscaler.scaler import Subject
-from vaultml_operator.probes import Connection
+from vaultml_operator.probes import Connection, Outcome
 
 
 def subject(
-    pipeline: api.Pipeline, connection: Connection | None, template: Mapping[str, Any], *, frozen: bool
+    pipeline: api.Pipeline,
+    connection: Connection | None,
+    template: Mapping[str, Any],
+    *,
+    frozen: bool,
+    vault: Outcome | None = None,
 ) -> Subject:
     """What is asked of the scaler; `template` is the spec of the worker pods, patches and all.
 
     `frozen`: decisions are not carried out, nor anything else: the pipeline keeps the GPUs that it has, and no more.
+    `vault` is the last check of Vault.
     """
     spec = pipeline.spec
     demand = None
@@ -40,6 +46,7 @@ def subject(
         ask=asked,
         demand=demand,
         acts=acts,
+        vault_error=vault.message if vault is not None and not vault.ok else "",
         pause_scale_in=pipeline.pause_scale_in,
         pause_scale_out=pipeline.pause_scale_out,
     )

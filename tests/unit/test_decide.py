@@ -313,6 +313,21 @@ def test_minimum_and_maximum() -> None:
     assert "maxReplicas is 5" in high.reason
 
 
+def test_one_worker_is_enough_while_no_recording_can_be_downloaded() -> None:
+    away: dict[str, Any] = {"vault_error": "Vault is not reachable"}
+    decision = decide(Autoscaling(min_replicas=0), seen(200, **away), History(), NOW)
+    assert (decision.replicas, rules(decision)) == (1, ["vault"])
+    assert decision.reason.endswith(
+        "1 worker by the rule vault: no recording can be downloaded: Vault is not reachable"
+    )
+    assert decide(Autoscaling(min_replicas=3), seen(200, **away), History(), NOW).replicas == 3
+    # Those that run stay through a short outage, and go in a long one.
+    loop = Loop(Autoscaling(min_replicas=0, scale_in=ScaleIn(stabilization_seconds=60)), replicas=20)
+    loop.poll(200)
+    assert [loop.poll(200, **away).replicas for _ in range(5)] == [20, 20, 20, 20, 1]
+    assert loop.poll(200).replicas == 20
+
+
 PAUSED = {"pause_scale_in": True, "pause_scale_out": True}
 
 
@@ -489,6 +504,7 @@ observations = st.builds(
     startup_seconds=anything,
     slots=st.none() | counts,
     holders=st.just("") | st.just("yard holds 3"),
+    vault_error=st.just("") | st.just("Vault is away"),
     pause_scale_in=st.booleans(),
     pause_scale_out=st.booleans(),
 )

@@ -57,6 +57,17 @@ def stuck(measured: Measured) -> tuple[int, int]:
     return backlog.stuck_partitions, backlog.stuck
 
 
+@pytest.mark.parametrize(("status", "seconds"), [({}, 60), ({"servicePerSecond": 0.05}, 100)])
+def test_progress_is_a_recording_finished_within_a_minute_or_the_time_of_five(
+    status: dict[str, float], seconds: float
+) -> None:
+    measured, progresses = Measured(status), list[bool]()
+    for after, committed in ((-10.0, 0), (0.0, 1), (seconds, 1), (seconds + 1, 1), (seconds + 2, 2)):
+        measured.learn(Reading(BEGAN + after, (part(0, 100, committed),)))
+        progresses.append(measured.progresses)
+    assert progresses == [False, True, True, False, True]
+
+
 # --- what is stuck ---
 
 

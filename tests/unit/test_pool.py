@@ -146,6 +146,21 @@ def test_its_own_terminating_pods_are_waited_for_too() -> None:
     assert (slots(grants), coming(grants)) == ([0], [2])
 
 
+def test_a_rollout_on_a_full_pool_takes_no_worker_away() -> None:
+    """The pods that are replaced hold their GPUs until they are gone; their successors are counted already."""
+    rolling = [*pods(1, "n", "a", terminating=True), *pods(3, "m", "a")]
+    there = pool(node("n", 1), node("m", 3), *rolling)
+    assert decide(there, demand("a", 4, current=4)) == [4]
+    assert decide(there, demand("a", 9, current=4)) == [4]
+    assert decide(there, demand("a", 2, current=4)) == [2]
+    # Also all at once, as after a change of a taint; but not what is planned for others.
+    at_once = pool(node("n", 4), *pods(4, "n", "a", terminating=True))
+    assert decide(at_once, demand("a", 4, current=4)) == [4]
+    assert decide(at_once, demand("a", 4, current=4), demand("b", 4, priority=1)) == [0, 0]
+    # One that was scaled in gets no more than it has: the GPU is given back first.
+    assert decide(there, demand("a", 4, current=3)) == [3]
+
+
 def test_overlapping_selectors_make_room_for_each_other() -> None:
     # a is served first and could take either node; b can use only one, and c only a's other one or a third.
     there = pool(node("m", 1), node("n", 1), node("o", 1))

@@ -28,6 +28,8 @@ class Desk:
         self.lag: dict[str, int] = {}
         self.idle: dict[str, int] = {}
         """Partitions in which nothing waits, beside the one."""
+        self.done = 0
+        """Recordings finished since the beginning."""
         self.failing: set[str] = set()
         self.rounds: list[tuple[str, list[str]]] = []
         self.closed: list[str] = []
@@ -51,9 +53,10 @@ class Desk:
             if ask.queue in self._desk.failing:
                 return ReadingFailed("the lag can't be read: no answer")
             lag = self._desk.lag.get(ask.queue, 0)
+            done = self._desk.done
             idle = range(1, 1 + self._desk.idle.get(ask.queue, 0))
             parts = (
-                Partition(0, 0, 100 + lag, 100, lag, self._desk.time - 5 if lag else None),
+                Partition(0, 0, 100 + done + lag, 100 + done, lag, self._desk.time - 5 if lag else None),
                 *(Partition(number, 0, 9, 9, 0) for number in idle),
             )
             return Reading(self._desk.time, parts, (Member("pod", frozenset({0})),))
@@ -118,6 +121,22 @@ def test_all_queues_of_a_connection_are_read_in_one_round() -> None:
         # The last one to leave a connection closes it.
         scaler.forget(("n", "other"))
         await until(lambda: "there:1" in desk.closed)
+
+    scene(test)
+
+
+def test_a_vault_that_fails_for_the_operator_alone_limits_nothing() -> None:
+    """Workers may reach what the operator may not: what they finish is the proof."""
+
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        desk.lag["q"], desk.idle["q"] = 30, 7
+        watch(scaler, replicas=0, subject=subject(vault_error="Vault is not reachable"))
+        await until(lambda: scaler.outlook(KEY) is not None)
+        outlook = scaler.outlook(KEY)
+        assert outlook is not None
+        assert (outlook.decision.replicas, outlook.status["clamp"]) == (1, "vault")
+        desk.done = 3
+        await until(lambda: (now := scaler.outlook(KEY)) is not None and now.decision.replicas == 3)
 
     scene(test)
 

@@ -1,7 +1,7 @@
 """Pure: how many workers to ask for, and why. Reads from top to bottom; each rule is one function.
 
-target → activation and cooldown → tolerance, start-up → window and rate per direction → partitions → minimum and
-maximum → pause → GPUs. A failed reading replaces the target only; every later rule holds as ever.
+target → Vault → activation and cooldown → tolerance, start-up → window and rate per direction → partitions → minimum
+and maximum → pause → GPUs. A failed reading replaces the target only; every later rule holds as ever.
 """
 
 import math
@@ -129,6 +129,7 @@ def decide(policy: Autoscaling, observation: Observation, history: History, now:
     plan, sentence = _target(case)
     needed = plan.replicas if case.seen.backlog is not None or _fallback(case) is not None else None
     _lagging(plan, case)
+    _vault(plan, case)
     _activation(plan, case)
     _tolerance(plan, case)
     _startup(plan, case)
@@ -248,6 +249,16 @@ def _lagging(plan: _Plan, case: _Case) -> None:
     if plan.replicas > limit:
         plan.load = float(limit)
         plan.clamp("partitions", limit, f"something waits in {_many(backlog.lagging, 'partition')} only")
+
+
+def _vault(plan: _Plan, case: _Case) -> None:
+    """One worker is enough to find out when Vault works again; more would only hold GPUs.
+
+    Before the windows: workers stay through an outage that is shorter than the one of scaling in.
+    """
+    if case.seen.vault_error and case.seen.backlog is not None and plan.replicas > 1:
+        plan.load = 1.0
+        plan.clamp("vault", 1, f"no recording can be downloaded: {case.seen.vault_error}")
 
 
 def _activation(plan: _Plan, case: _Case) -> None:

@@ -1,5 +1,6 @@
 """What is measured of one pipeline from reading to reading: rates, what is stuck, how long workers take to start."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from vaultml_operator.autoscaler.records import Backlog
 STUCK_S = 120.0
 """A partition that did not move for so long, or for five recordings, while others did, and is not waiting its turn."""
 _STUCK_RECORDINGS = 5
+_LATELY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Measured:
         """The last look at the queue, if it succeeded."""
         self.failed = "it was not looked at yet"
         """Why there is no reading."""
+        self._finished_at = -math.inf
+        """When a recording was last seen to be finished, by the readings' clock."""
         self._sample: Sample | None = None
         self._still: dict[int, _Still] = {}
         self._stuck: set[int] = set()
@@ -75,7 +79,9 @@ class Measured:
         """Take a reading."""
         parts = reading.partitions
         if self.reading is not None:
-            self.processed += _done(self.reading, reading)
+            if done := _done(self.reading, reading):
+                self._finished_at = reading.time
+            self.processed += done
         self._find_stuck(reading)
         moving = [part for part in parts if part.lag and part.number not in self._stuck]
         sample = Sample(
@@ -89,6 +95,12 @@ class Measured:
         )
         self.rates = rates.update(self.rates, self._sample, sample)
         self._sample, self.reading, self.failed = sample, reading, ""
+
+    @property
+    def progresses(self) -> bool:
+        """Whether recordings were finished lately: within a minute, or the time of five."""
+        lately = max(_LATELY_S, _STUCK_RECORDINGS / self.rates.service if self.rates.service else 0.0)
+        return self.reading is not None and self.reading.time - self._finished_at <= lately
 
     def backlog(self) -> Backlog | None:
         """What waits; None: it can't be read."""

@@ -37,7 +37,7 @@ _GPUS = ("slots", "holders")
 """What others hold changes all the time: told exactly while GPUs limit the number of workers, else later will do."""
 _EXPIRING = 0.75
 """The share of a topic's retention at which the oldest recording is said to be in danger."""
-_LIMITS = ("gpus", "max", "partitions", "paused", "scaleOutRate", "scaleInRate")
+_LIMITS = ("vault", "gpus", "max", "partitions", "paused", "scaleOutRate", "scaleInRate")
 
 
 def status(

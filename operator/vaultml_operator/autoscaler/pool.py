@@ -4,8 +4,9 @@ One worker is granted at a time: by priority, then to who has none, then up to e
 lately, then to the lowest served share. Pools overlap, so each worker is planned on a node, and one more is granted
 only if there is room for it, or room can be made by planning others elsewhere (an augmenting path). Pods that run stay
 where they are: a pipeline keeps them first, and may only lose them. What others still hold, running or terminating, is
-promised (`coming`) and granted when it is gone. Where a plan would have a pipeline give up one pod and start another,
-it gives up first: its Deployment knows only a number.
+promised (`coming`) and granted when it is gone. What its own terminating pods hold never lowers a pipeline's number.
+Where a plan would have a pipeline give up one pod and start another, it gives up first: its Deployment knows only a
+number.
 
 Exact where all workers of overlapping pools ask for the same number of GPUs; with mixed numbers (bin packing) good:
 others are moved by chains of single moves, or several straight to where there is room.
@@ -130,6 +131,7 @@ class _Ground:
         self.free = list(self.offered)
         self.holders: list[dict[Key | None, tuple[int, int]]] = [{} for _ in nodes]
         self.running: list[dict[int, list[Pod]]] = [{} for _ in demands]
+        self.terminating = [0 for _ in demands]
         ours = [0] * len(nodes)
         for pod in sorted(pods, key=lambda pod: pod.uid):
             node, units = at[pod.node or ""], pod.asks(resource)
@@ -138,7 +140,9 @@ class _Ground:
             self.holders[node][pod.pipeline] = (workers + 1, gpus + units)
             if pod.pipeline is not None and (who := numbers.get(pod.pipeline)) is not None:
                 ours[node] += units
-                if not pod.terminating:
+                if pod.terminating:
+                    self.terminating[who] += 1
+                else:
                     self.running[who].setdefault(node, []).append(pod)
         # A device plugin that restarts offers nothing for a moment: what runs there stays, and nothing is added.
         closed = sum(1 << node for node, free in enumerate(self.free) if free < 0)
@@ -461,6 +465,11 @@ class _Plan:
 
     def grants(self) -> dict[Key, Grant]:
         """The grants, once the plan is made."""
+        for who in self._members:
+            # What its own terminating pods give back, as in a rollout, is for those that replace them.
+            has = self._kept[who] + self._ready[who]
+            missing = min(self._ground.demands[who].current, self._granted[who]) - has
+            self._ready[who] += max(0, min(missing, self._ground.terminating[who]))
         coming = {who: self._granted[who] - self._kept[who] - self._ready[who] for who in self._members}
         # Where all may use the same nodes, it doesn't matter whose pod goes where.
         alike = self._places.uniform and len({self._ground.masks[who] for who in self._members}) == 1

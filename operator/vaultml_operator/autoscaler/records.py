@@ -9,6 +9,7 @@ HARD_MAXIMUM = 1000
 
 Rule = Literal[
     "startup",
+    "vault",
     "activation",
     "cooldown",
     "tolerance",
@@ -57,6 +58,7 @@ class Observation:
     - `startup_seconds`: from asked for to ready, as measured.
     - `slots`: workers of this pipeline that the GPUs allow at all, those running included; None: no bound. `holders`
       says who has the rest. `bound`: what bounds them, where it is not GPUs.
+    - `vault_error`: why no recording can be downloaded, where Vault fails and none was finished lately; else empty.
     - `pause_scale_in`, `pause_scale_out`: the annotations that keep the number from going that way.
     """
 
@@ -70,6 +72,7 @@ class Observation:
     slots: int | None = None
     holders: str = ""
     bound: str = "GPUs"
+    vault_error: str = ""
     pause_scale_in: bool = False
     pause_scale_out: bool = False
 

@@ -50,6 +50,7 @@ class Subject:
 
     `connection` None: it can't be read (credentials are missing). `demand` is for `wanted` 0: the scaler fills that in;
     None: no GPU is asked for, or their number is of no interest. `acts`: the decision is carried out.
+    `vault_error`: why the operator's own check of Vault fails; workers may reach it nevertheless.
     `pause_scale_in`, `pause_scale_out`: the number may not go that way.
     """
 
@@ -58,6 +59,7 @@ class Subject:
     ask: Ask
     demand: Demand | None
     acts: bool = True
+    vault_error: str = ""
     pause_scale_in: bool = False
     pause_scale_out: bool = False
 
@@ -332,6 +334,7 @@ class Scaler(Generic[K]):
             slots=slots,
             holders=holders,
             bound="GPUs" if state.subject.demand is None else noun(state.subject.demand.resource),
+            vault_error="" if known.progresses else state.subject.vault_error,
             pause_scale_in=state.subject.pause_scale_in,
             pause_scale_out=state.subject.pause_scale_out,
         )
