@@ -59,12 +59,13 @@ class Scaling:
         deployment: Manifest | None,
         *,
         frozen: bool,
+        queue: Outcome | None = None,
         vault: Outcome | None = None,
     ) -> Mapping[str, Any] | None:
         """Have the queue looked at; gives what is to be published of it, None while nothing is.
 
-        `template` is the spec of the worker pods; `frozen`: their number stays as it is; `vault` is the last
-        check of Vault.
+        `template` is the spec of the worker pods; `frozen`: their number stays as it is; `queue` and
+        `vault` are the last checks of these.
         """
         key, published = _key(pipeline), (body.get("status") or {}).get("autoscaling")
         if pipeline.spec.suspend or deployment is None:
@@ -72,7 +73,7 @@ class Scaling:
             return published
         self._scaler.watch(
             key,
-            subjects.subject(pipeline, connection, template, frozen=frozen, vault=vault),
+            subjects.subject(pipeline, connection, template, frozen=frozen, queue=queue, vault=vault),
             replicas=deployment["spec"].get("replicas", 1),
             ready=(deployment.get("status") or {}).get("readyReplicas", 0),
             status=published or {},

@@ -18,12 +18,13 @@ def subject(
     template: Mapping[str, Any],
     *,
     frozen: bool,
+    queue: Outcome | None = None,
     vault: Outcome | None = None,
 ) -> Subject:
     """What is asked of the scaler; `template` is the spec of the worker pods, patches and all.
 
     `frozen`: decisions are not carried out, nor anything else: the pipeline keeps the GPUs that it has, and no more.
-    `vault` is the last check of Vault.
+    `queue` and `vault` are the last checks of these.
     """
     spec = pipeline.spec
     demand = None
@@ -46,10 +47,15 @@ def subject(
         ask=asked,
         demand=demand,
         acts=acts,
-        vault_error=vault.message if vault is not None and not vault.ok else "",
+        queue_error=_error(queue),
+        vault_error=_error(vault),
         pause_scale_in=pipeline.pause_scale_in,
         pause_scale_out=pipeline.pause_scale_out,
     )
+
+
+def _error(outcome: Outcome | None) -> str:
+    return outcome.message if outcome is not None and not outcome.ok else ""
 
 
 def ask(spec: api.Spec) -> Ask:

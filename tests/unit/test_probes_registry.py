@@ -72,6 +72,22 @@ def trial(test: Callable[[Cluster, Probes[str], list[str]], Awaitable[None]], pa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("kafka-probe")]
 
 
+def test_what_something_else_found_broken_is_looked_at_at_once() -> None:
+    async def test(cluster: Cluster, probes: Probes[str], changes: list[str]) -> None:
+        check = topics("queue")
+        probes.watch("a", [check])
+        await until(lambda: probes.result(check) is not None)
+        cluster.answer, changes[:] = DOWN, []
+        probes.hurry("a")
+        probes.hurry("nobody")
+        await until(lambda: changes == ["a"])
+        outcome = probes.result(check)
+        assert outcome is not None
+        assert outcome.reason == "BrokerUnreachable"
+
+    trial(test, LONG)
+
+
 def test_an_outcome_is_unknown_first_then_told_to_its_owner() -> None:
     async def test(cluster: Cluster, probes: Probes[str], changes: list[str]) -> None:
         check = topics("queue")

@@ -125,6 +125,19 @@ def test_all_queues_of_a_connection_are_read_in_one_round() -> None:
     scene(test)
 
 
+def test_a_queue_that_can_not_be_read_has_the_reason_that_its_check_found() -> None:
+    async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
+        desk.failing.add("q")
+        watch(scaler)
+        await until(lambda: scaler.outlook(KEY) is not None)
+        watch(scaler, subject=subject(queue_error="Kafka refuses the password"))
+        await until(lambda: (now := scaler.outlook(KEY)) and now.status["trouble"] == "Kafka refuses the password")
+        desk.failing.clear()
+        await until(lambda: (now := scaler.outlook(KEY)) and "trouble" not in now.status)
+
+    scene(test)
+
+
 def test_a_vault_that_fails_for_the_operator_alone_limits_nothing() -> None:
     """Workers may reach what the operator may not: what they finish is the proof."""
 

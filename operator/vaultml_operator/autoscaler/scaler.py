@@ -50,7 +50,8 @@ class Subject:
 
     `connection` None: it can't be read (credentials are missing). `demand` is for `wanted` 0: the scaler fills that in;
     None: no GPU is asked for, or their number is of no interest. `acts`: the decision is carried out.
-    `vault_error`: why the operator's own check of Vault fails; workers may reach it nevertheless.
+    `queue_error`: why the check of the queue fails: where it can't be read, that is the reason, too. `vault_error`: why
+    the operator's own check of Vault fails; workers may reach it nevertheless.
     `pause_scale_in`, `pause_scale_out`: the number may not go that way.
     """
 
@@ -59,6 +60,7 @@ class Subject:
     ask: Ask
     demand: Demand | None
     acts: bool = True
+    queue_error: str = ""
     vault_error: str = ""
     pause_scale_in: bool = False
     pause_scale_out: bool = False
@@ -325,7 +327,7 @@ class Scaler(Generic[K]):
         known = state.measured
         return Observation(
             backlog=known.backlog(),
-            trouble=known.failed,
+            trouble=known.failed and (state.subject.queue_error or known.failed),
             arrival=known.rates.arrival,
             service=known.rates.service,
             replicas=state.replicas,

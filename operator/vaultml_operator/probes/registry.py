@@ -131,6 +131,11 @@ class Probes(Generic[K]):
         for target in self._needs.pop(owner, {}):
             self._leave(target, owner)
 
+    def hurry(self, owner: K) -> None:
+        """Look at what `owner` needs now: something else has found it not to work."""
+        for target in self._needs.get(owner, {}):
+            self._targets[target].wanted.set()
+
     def result(self, check: Check) -> Outcome | None:
         """The outcome as it was last seen; None: not known yet, or not watched."""
         watched = self._targets.get(check.connection if isinstance(check, Topics) else check)
