@@ -18,8 +18,13 @@ def quantity(value: str | float) -> int:
 
     Raises ValueError when it is none.
     """
+    number = exact(value)
+    return number.numerator // number.denominator
+
+
+def exact(value: str | float) -> Fraction:
+    """Return a Kubernetes quantity ("100m" is 1/10) exactly. Raises ValueError when it is none."""
     if (found := _QUANTITY.fullmatch(str(value).strip())) is None:
         raise ValueError(f"{value!r} is no Kubernetes quantity")
     number, exponent, suffix = found.groups()
-    exact = Fraction(number) * (Fraction(10) ** int(exponent) if exponent else _SUFFIXES.get(suffix, Fraction(1)))
-    return exact.numerator // exact.denominator
+    return Fraction(number) * (Fraction(10) ** int(exponent) if exponent else _SUFFIXES.get(suffix, Fraction(1)))

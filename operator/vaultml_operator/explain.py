@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vaultml_common.text import counted
 from vaultml_operator import api
 from vaultml_operator.autoscaler import picture
 from vaultml_operator.autoscaler.decide import decide
@@ -56,7 +57,7 @@ def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None,
         return "\n".join([head, *_supposed(pipeline.spec.autoscaling, case, published, what_if, now)]) + "\n"
     lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
     lines += [f"  {each}" for each in published.get("account") or ()]
-    lines += ["", "result", f"  {_workers(published['desired'])}: {published.get('message', '')}"]
+    lines += ["", "result", f"  {counted(published['desired'], 'worker')}: {published.get('message', '')}"]
     if pipeline.spec.autoscaling.mode != "Auto":
         mode = pipeline.spec.autoscaling.mode
         lines.append(f"  Not carried out: in the mode {mode} spec.replicas counts, which is {pipeline.spec.replicas}.")
@@ -81,7 +82,9 @@ def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
         yield f"  start-up    {seen.startup_seconds:g} s"
     yield f"  workers     {seen.replicas} asked for, {seen.ready} ready"
     if seen.slots is not None:
-        yield f"  {seen.bound:<12}allow {_workers(seen.slots)}" + (f" ({seen.holders})" if seen.holders else "")
+        yield f"  {seen.bound:<12}allow {counted(seen.slots, 'worker')}" + (
+            f" ({seen.holders})" if seen.holders else ""
+        )
     if (dead := published.get("dead")) is not None:
         yield f"  done        {published.get('processed', 0)}, dead letters {dead}"
 
@@ -93,9 +96,9 @@ def _supposed(
     yield from ("", f"seen, supposing {said}", *_seen(case, published))
     first, last, seconds = settle(policy, case, History.from_status(published), now)
     yield from ("", "decided at once", *(f"  {each}" for each in first.steps))
-    yield from ("", "result", f"  {_workers(first.replicas)}: {first.reason}")
+    yield from ("", "result", f"  {counted(first.replicas, 'worker')}: {first.reason}")
     if last.replicas != first.replicas:
-        yield f"  {_workers(last.replicas)} after {picture.duration(seconds)}, if it stays so: {last.reason}"
+        yield f"  {counted(last.replicas, 'worker')} after {picture.duration(seconds)}, if it stays so: {last.reason}"
 
 
 def suppose(seen: Observation, what_if: Mapping[str, float], gpus_each: int) -> Observation:
@@ -147,7 +150,3 @@ def settle(
 
 def _rate(rate: float | None) -> str:
     return "not known yet" if rate is None else f"{rate:.2g} recordings/s"
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker{'' if count == 1 else 's'}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from vaultml_common.text import counted
 from vaultml_worker.darknet import read_lines
 from vaultml_worker.records import InvalidInput
 
@@ -50,13 +51,10 @@ def settle(path: Path, found: Labels | None, classes: int | None, source: str) -
     if found is None:
         if classes == len(coco()):
             return coco()
-        count = "a number of classes that the file does not tell" if classes is None else _count(classes, "class")
+        count = "a number of classes that the file does not tell" if classes is None else counted(classes, "class")
         raise InvalidInput(f"{path}: has {count} and no labels: set MODEL_NAMES to a file with one label a line")
     if classes is not None and len(found) != classes:
-        raise InvalidInput(f"{source}: has {_count(len(found), 'label')}, but the model has {_count(classes, 'class')}")
+        raise InvalidInput(
+            f"{source}: has {counted(len(found), 'label')}, but the model has {counted(classes, 'class')}"
+        )
     return found
-
-
-def _count(number: int, thing: str) -> str:
-    plural = "" if number == 1 else "es" if thing.endswith("s") else "s"
-    return f"{number} {thing}{plural}"

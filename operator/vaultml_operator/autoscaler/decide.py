@@ -7,6 +7,7 @@ and maximum → pause → GPUs. A failed reading replaces the target only; every
 import math
 from dataclasses import dataclass, field
 
+from vaultml_common.text import counted
 from vaultml_operator.api import Autoscaling, Fallback, ScaleIn, ScaleOut
 from vaultml_operator.autoscaler import sound
 from vaultml_operator.autoscaler.records import (
@@ -172,7 +173,7 @@ def _load(case: _Case, backlog: Backlog) -> tuple[float, str]:
     """The workers needed, as a fraction, and what for."""
     waiting = max(backlog.lag - backlog.stuck, 0)
     stuck = min(backlog.stuck_partitions, backlog.stuck)
-    aside = f" and {stuck} for {_many(stuck, 'stuck partition')}" if stuck else ""
+    aside = f" and {stuck} for {counted(stuck, 'stuck partition')}" if stuck else ""
     service, drain = case.service, case.policy.drain_seconds
     if service is None or drain is None:
         each = case.policy.lag_per_replica
@@ -210,7 +211,7 @@ def _facts(case: _Case, backlog: Backlog) -> str:
 
 def _without_reading(case: _Case) -> tuple[int, str]:
     failed = case.past.failures + 1
-    seen = f"reading the queue failed {_many(failed, 'time')}{f' ({case.seen.trouble})' if case.seen.trouble else ''}"
+    seen = f"reading the queue failed {counted(failed, 'time')}{f' ({case.seen.trouble})' if case.seen.trouble else ''}"
     fallback = _fallback(case)
     if fallback is None:
         until = case.policy.fallback.failures if case.policy.fallback is not None else None
@@ -248,7 +249,7 @@ def _lagging(plan: _Plan, case: _Case) -> None:
     limit = max(backlog.lagging, 1)
     if plan.replicas > limit:
         plan.load = float(limit)
-        plan.clamp("partitions", limit, f"something waits in {_many(backlog.lagging, 'partition')} only")
+        plan.clamp("partitions", limit, f"something waits in {counted(backlog.lagging, 'partition')} only")
 
 
 def _vault(plan: _Plan, case: _Case) -> None:
@@ -369,7 +370,7 @@ def _rate(plan: _Plan, case: _Case) -> None:
 def _partitions(plan: _Plan, case: _Case) -> None:
     """A worker without a partition has nothing to do."""
     if case.partitions is not None:
-        only = f"{_many(case.partitions, 'partition')} can't keep more busy, kafka.ensurePartitions adds some"
+        only = f"{counted(case.partitions, 'partition')} can't keep more busy, kafka.ensurePartitions adds some"
         plan.clamp("partitions", min(plan.replicas, case.partitions), only)
 
 
@@ -393,7 +394,7 @@ def _even(plan: _Plan, case: _Case) -> None:
         way = [each for each in allowed[::sign] if 0 < sign * (each - current) <= sign * (chosen - current)]
         within = [each for each in way if abs(each - current) <= room]
         chosen = within[-1] if within else way[0] if way and not done else current
-    plan.clamp("evenPartitions", chosen, f"{chosen} of {_many(count, 'partition')} each get as many")
+    plan.clamp("evenPartitions", chosen, f"{chosen} of {counted(count, 'partition')} each get as many")
 
 
 def _bounds(plan: _Plan, case: _Case) -> None:
@@ -486,9 +487,5 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
 
 
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def _workers(count: int) -> str:
-    return _many(count, "worker")
+    return counted(count, "worker")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vaultml_common.quantity import quantity
+from vaultml_common.text import plural
 from vaultml_operator.manifests import PIPELINE
 
 Key = tuple[str, str]
@@ -17,7 +18,7 @@ Units = tuple[tuple[str, int], ...]
 
 def noun(resource: str, number: int = 2) -> str:
     """What people call one, or several, of an extended resource: a GPU, unless it is named a CPU slot."""
-    return f"{'CPU slot' if resource.endswith('/cpu-slot') else 'GPU'}{'' if number == 1 else 's'}"
+    return plural("CPU slot" if resource.endswith("/cpu-slot") else "GPU", number)
 
 
 def requests(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vaultml_common.text import counted
 from vaultml_operator.autoscaler.gpus import Demand, Key, Pod, Pool, admits, noun
 
 HOLD_S = 60.0
@@ -71,8 +72,7 @@ class Grant:
         if held:
             said.append(", ".join(held))
         if self.coming:
-            workers = "worker" if self.coming == 1 else "workers"
-            said.append(f"{self.coming} {workers} more once {noun(self.resource)} are given back")
+            said.append(f"{counted(self.coming, 'worker')} more once {noun(self.resource)} are given back")
         return "; ".join(said)
 
 

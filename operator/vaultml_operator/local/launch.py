@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vaultml_common.text import expand
 from vaultml_operator.local.gpus import Device
 from vaultml_operator.manifests import Manifest
 
@@ -57,7 +58,7 @@ def prepare(pod: Manifest, read: Read, *, private: Path, cache: Path, devices: S
         ours["TMPDIR"] = str(places.get(_TMP) or _folder(private / "tmp"))
     shell = {name: os.environ[name] for name in _SHELL if name in os.environ}
     given = container.get("command") or [sys.executable, "-m", "vaultml_worker"]
-    command = [_expanded(each, own) for each in (*given, *(container.get("args") or ()))]
+    command = [expand(each, own) for each in (*given, *(container.get("args") or ()))]
     return Launch(tuple(command), {**shell, **own, **ours}, Path(container.get("workingDir") or private))
 
 
@@ -77,7 +78,7 @@ def _environment(pod: Manifest, container: Mapping[str, Any], read: Read) -> Ite
     for variable in container.get("env") or ():
         value = _value(pod, variable, read)
         if value is not None:
-            known[variable["name"]] = _expanded(value, known) if "value" in variable else value
+            known[variable["name"]] = expand(value, known) if "value" in variable else value
     yield from known.items()
 
 
@@ -124,15 +125,6 @@ def _field(pod: Manifest, path: str) -> str:
     if not isinstance(value, str):
         raise CannotStart(f"a pod of this machine has no field {path}")
     return value
-
-
-def _expanded(text: str, known: Mapping[str, str]) -> str:
-    """$(NAME) as Kubernetes expands it; $$(NAME) is left as $(NAME)."""
-
-    def one(found: re.Match[str]) -> str:
-        return found[0][1:] if found[0].startswith("$$") else known.get(found[1], found[0])
-
-    return re.sub(r"\$?\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)", one, text)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

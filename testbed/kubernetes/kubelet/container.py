@@ -11,7 +11,7 @@ from typing import Any
 from testbed.kubernetes.images import Image, find
 from testbed.kubernetes.kubelet import runtime
 from testbed.kubernetes.kubelet.client import Object
-from testbed.kubernetes.kubelet.environment import environment, expand
+from testbed.kubernetes.kubelet.environment import environment
 from testbed.kubernetes.kubelet.machine import Machine
 from testbed.kubernetes.kubelet.prober import Prober
 from testbed.kubernetes.kubelet.probes import run_inside
@@ -19,6 +19,7 @@ from testbed.kubernetes.kubelet.references import MissingReferenceError, Referen
 from testbed.kubernetes.kubelet.runtime import Running
 from testbed.kubernetes.kubelet.status import now, waiting
 from testbed.kubernetes.kubelet.volumes import Volumes
+from vaultml_common.text import expand
 
 _RETRY_S = 0.5
 _MESSAGE_LIMIT = 4096

@@ -3,28 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 
 from testbed.kubernetes.kubelet.client import Object
 from testbed.kubernetes.kubelet.references import References
+from vaultml_common.quantity import exact
+from vaultml_common.text import expand
 
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
-_REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
-_SUFFIXES: dict[str, Decimal] = {
-    "": Decimal(1),
-    "m": Decimal("0.001"),
-    **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("k", "M", "G", "T", "P"), 1)},
-    **{suffix: Decimal(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi"), 1)},
-}
-
-
-def expand(text: str, variables: Mapping[str, str]) -> str:
-    """Replace $(NAME) by the variable; $$ is a dollar sign, and what isn't known stays as it is."""
-
-    def replaced(found: re.Match[str]) -> str:
-        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
-
-    return _REFERENCE.sub(replaced, text)
 
 
 def field(pod: Object, path: str) -> str:
@@ -48,15 +33,7 @@ def resource(container: Object, allocatable: Mapping[str, str], reference: Objec
     resources = container.get("resources", {})
     given = resources.get(kind, {}).get(name) or (allocatable.get(name, "0") if kind == "limits" else "0")
     divisor = reference.get("divisor", "1")
-    return str(math.ceil(quantity(given) / (quantity(divisor) or 1)))
-
-
-def quantity(text: str) -> Decimal:
-    """The number that a Kubernetes quantity stands for, as in 100m or 2Gi."""
-    found = re.fullmatch(r"([0-9.eE+-]+?)([a-zA-Z]*)", str(text))
-    if found is None or found[2] not in _SUFFIXES:
-        raise ValueError(f"not a quantity: {text}")
-    return Decimal(found[1]) * _SUFFIXES[found[2]]
+    return str(math.ceil(exact(given) / (exact(divisor) or 1)))
 
 
 async def environment(

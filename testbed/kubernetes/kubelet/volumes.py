@@ -8,8 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from testbed.kubernetes.kubelet.client import ApiError, Client, Object
-from testbed.kubernetes.kubelet.environment import expand, field, resource
+from testbed.kubernetes.kubelet.environment import field, resource
 from testbed.kubernetes.kubelet.references import MissingReferenceError, References
+from vaultml_common.text import expand
 
 _TOKEN_S = 3600
 Files = dict[str, tuple[bytes, int]]

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._acl import AclOperation
 
 from vaultml_common.kafka import Trouble, trouble
+from vaultml_common.text import counted
 from vaultml_worker.queues.base import Names
 from vaultml_worker.queues.kafka.advice import REFUSED, advice
 from vaultml_worker.queues.kafka.settings import KafkaSettings
@@ -45,7 +46,7 @@ def _look(consumer: Consumer, names: Names, settings: KafkaSettings, errors: lis
     if isinstance(found, KafkaError):
         yield _wrong("broker", brokers, found)
         return
-    yield Finding("broker", State.OK, f"{brokers}: answers, {_counted(len(found.brokers), 'broker')}")
+    yield Finding("broker", State.OK, f"{brokers}: answers, {counted(len(found.brokers), 'broker')}")
     rights = _Rights(settings)
     queue = _topic("queue", found, names.source)
     yield rights.checked(queue, names.source, AclOperation.READ)
@@ -136,7 +137,7 @@ def _topic(name: str, cluster: Any, topic: str) -> Finding:
     found = cluster.topics[topic]
     if found.error is not None:
         return _wrong(name, topic, found.error)
-    return Finding(name, State.OK, f"topic {topic}, {_counted(len(found.partitions), 'partition')}")
+    return Finding(name, State.OK, f"topic {topic}, {counted(len(found.partitions), 'partition')}")
 
 
 def _group(consumer: Consumer, settings: KafkaSettings, places: list[TopicPartition]) -> Finding:
@@ -155,7 +156,3 @@ def _group(consumer: Consumer, settings: KafkaSettings, places: list[TopicPartit
 def _wrong(name: str, what: str, error: KafkaError) -> Finding:
     meaning, todo = advice(error) or ("an error", "check KAFKA_BROKER and KAFKA_SECURITY, and the brokers' log")
     return Finding(name, State.WRONG, f"{what}: {meaning} [{error.name()}: {error.str()}]", todo)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
