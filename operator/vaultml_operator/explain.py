@@ -45,26 +45,26 @@ def parse(what_if: str) -> dict[str, float]:
 def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None, now: float = 0.0) -> str:
     """Seen → what each rule did → result, for people. `body` is the resource as the API server gives it."""
     pipeline = api.Pipeline.from_body(dict(body))
-    published = (body.get("status") or {}).get("autoscaling") or {}
+    published = api.AutoscalingStatus.read(body)
     head = f"{pipeline.namespace}/{pipeline.name}, mode {pipeline.spec.autoscaling.mode}"
     if pipeline.spec.suspend:
         return f"{head}\nspec.suspend is true: no workers run, and nothing is decided.\n"
-    if not published and not what_if:
+    if published.desired is None and not what_if:
         return f"{head}\nNothing is decided yet: the operator has not looked at the queue.\n"
     seen = picture.observation(published)
     if what_if:
         case = suppose(seen, what_if, pipeline.spec.worker.gpu.count)
         return "\n".join([head, *_supposed(pipeline.spec.autoscaling, case, published, what_if, now)]) + "\n"
     lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
-    lines += [f"  {each}" for each in published.get("account") or ()]
-    lines += ["", "result", f"  {counted(published['desired'], 'worker')}: {published.get('message', '')}"]
+    lines += [f"  {each}" for each in published.account or ()]
+    lines += ["", "result", f"  {counted(published.desired or 0, 'worker')}: {published.message or ''}"]
     if pipeline.spec.autoscaling.mode != "Auto":
         mode = pipeline.spec.autoscaling.mode
         lines.append(f"  Not carried out: in the mode {mode} spec.replicas counts, which is {pipeline.spec.replicas}.")
     return "\n".join(lines) + "\n"
 
 
-def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
+def _seen(seen: Observation, published: api.AutoscalingStatus) -> Iterator[str]:
     backlog = seen.backlog
     if backlog is None:
         yield f"  the queue can't be read: {seen.trouble or 'unknown'}"
@@ -85,12 +85,16 @@ def _seen(seen: Observation, published: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {seen.bound:<12}allow {counted(seen.slots, 'worker')}" + (
             f" ({seen.holders})" if seen.holders else ""
         )
-    if (dead := published.get("dead")) is not None:
-        yield f"  done        {published.get('processed', 0)}, dead letters {dead}"
+    if published.dead is not None:
+        yield f"  done        {published.processed or 0}, dead letters {published.dead}"
 
 
 def _supposed(
-    policy: api.Autoscaling, case: Observation, published: Mapping[str, Any], what_if: Mapping[str, float], now: float
+    policy: api.Autoscaling,
+    case: Observation,
+    published: api.AutoscalingStatus,
+    what_if: Mapping[str, float],
+    now: float,
 ) -> Iterator[str]:
     said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
     yield from ("", f"seen, supposing {said}", *_seen(case, published))

@@ -67,21 +67,21 @@ class Scaling:
         `template` is the spec of the worker pods; `frozen`: their number stays as it is; `queue` and
         `vault` are the last checks of these.
         """
-        key, published = _key(pipeline), (body.get("status") or {}).get("autoscaling")
+        key, published = _key(pipeline), api.AutoscalingStatus.read(body)
         if pipeline.spec.suspend or deployment is None:
             self.rest(key)
-            return published
+            return published.write() or None
         self._scaler.watch(
             key,
             subjects.subject(pipeline, connection, template, frozen=frozen, queue=queue, vault=vault),
             replicas=deployment["spec"].get("replicas", 1),
             ready=(deployment.get("status") or {}).get("readyReplicas", 0),
-            status=published or {},
+            status=published,
         )
         if (outlook := self._scaler.outlook(key)) is None:
-            return published
+            return published.write() or None
         await self._tell_partitions(body, key, outlook.remark)
-        return outlook.status
+        return outlook.status.write()
 
     def number(self, pipeline: api.Pipeline, live: Manifest | None) -> int:
         """How many workers should run."""
@@ -98,7 +98,7 @@ class Scaling:
     def has_no_gpu(self, pipeline: api.Pipeline) -> bool:
         """Whether workers are needed, and GPUs allow none."""
         outlook = self._scaler.outlook(_key(pipeline))
-        return outlook is not None and (outlook.status.get("clamp"), outlook.status.get("slots")) == ("gpus", 0)
+        return outlook is not None and (outlook.status.clamp, outlook.status.slots) == ("gpus", 0)
 
     async def mark_idlest(self, pipeline: api.Pipeline) -> None:
         """Give each worker a deletion cost, so that those with nothing to do go first."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaultml_operator.api import Autoscaling, Fallback, ScaleIn, ScaleOut
+from vaultml_operator.api import Autoscaling, AutoscalingStatus, Fallback, ScaleIn, ScaleOut
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation
 
@@ -429,9 +429,9 @@ def test_a_history_goes_on_from_the_status() -> None:
     loop.poll(10)
     loop.poll(0)
     assert loop.history.last_active is not None
-    again = History.from_status({"lastActive": round(loop.history.last_active)})
+    again = History.from_status(AutoscalingStatus(last_active=round(loop.history.last_active)))
     assert again.last_active == NOW + 15
-    assert History.from_status({"lastActive": "soon"}) == History()
+    assert History.from_status(AutoscalingStatus()) == History()
 
 
 # --- properties over the whole input ---

@@ -18,7 +18,7 @@ def resource(autoscaling: dict[str, Any] | None = None, published: dict[str, Any
 
 
 def test_the_last_decision_is_told_as_it_was() -> None:
-    said = account(resource(published=status()))
+    said = account(resource(published=status().write()))
     for part in (
         "n/p, mode Auto",
         "waiting     240, the oldest for 12s",
@@ -31,36 +31,38 @@ def test_the_last_decision_is_told_as_it_was() -> None:
 
 
 def test_in_another_mode_it_says_that_it_is_not_carried_out() -> None:
-    assert "Not carried out: in the mode Advisory" in account(resource({"mode": "Advisory"}, status()))
+    assert "Not carried out: in the mode Advisory" in account(resource({"mode": "Advisory"}, status().write()))
 
 
 def test_nothing_is_decided_yet_or_while_suspended() -> None:
     assert "Nothing is decided yet" in account(resource())
-    suspended = resource(published=status())
+    suspended = resource(published=status().write())
     suspended["spec"]["suspend"] = True
     assert "spec.suspend is true" in account(suspended)
 
 
 def test_supposing_other_numbers() -> None:
-    said = account(resource({"minReplicas": 0}, status()), parse("lag=500, gpus=2"), 1000.0)
+    said = account(resource({"minReplicas": 0}, status().write()), parse("lag=500, gpus=2"), 1000.0)
     assert "supposing lag 500, gpus 2" in said
     assert "2 workers: lag 500" in said
-    idle = account(resource({"minReplicas": 0}, status()), parse("lag=0,arrival=0"), 1000.0)
+    idle = account(resource({"minReplicas": 0}, status().write()), parse("lag=0,arrival=0"), 1000.0)
     assert "0 workers after" in idle
 
 
 def test_gpus_are_no_workers_where_one_takes_two() -> None:
-    two = resource({"minReplicas": 0}, status())
+    two = resource({"minReplicas": 0}, status().write())
     two["spec"]["worker"] = {"gpu": {"count": 2}}
     assert "allow 2 workers" in account(two, parse("lag=500,gpus=5"), 1000.0)
-    none = resource({"minReplicas": 0}, status())
+    none = resource({"minReplicas": 0}, status().write())
     none["spec"]["worker"] = {"gpu": {"count": 0}}
     with pytest.raises(BadCase, match="these workers take none"):
         account(none, parse("gpus=5"), 1000.0)
 
 
 def test_a_long_cooldown_is_seen_to_its_end() -> None:
-    said = account(resource({"minReplicas": 0, "cooldownSeconds": 36_000}, status()), parse("lag=0,arrival=0"), 1000.0)
+    said = account(
+        resource({"minReplicas": 0, "cooldownSeconds": 36_000}, status().write()), parse("lag=0,arrival=0"), 1000.0
+    )
     assert "0 workers after 10h" in said
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vaultml_operator.api import Autoscaling
+from vaultml_operator.api import Autoscaling, AutoscalingStatus
 from vaultml_operator.autoscaler import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool
 from vaultml_operator.autoscaler.lag import Ask, Member, Partition, Reading, ReadingFailed
@@ -90,7 +90,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def watch(scaler: Scaler[Key], key: Key = KEY, replicas: int = 1, **rest: Any) -> None:
-    scaler.watch(key, rest.pop("subject", subject()), replicas=replicas, ready=replicas, status=rest.pop("status", {}))
+    scaler.watch(
+        key,
+        rest.pop("subject", subject()),
+        replicas=replicas,
+        ready=replicas,
+        status=rest.pop("status", AutoscalingStatus()),
+    )
 
 
 def test_a_decision_comes_with_the_first_round_and_is_told_once() -> None:
@@ -102,8 +108,8 @@ def test_a_decision_comes_with_the_first_round_and_is_told_once() -> None:
         outlook = scaler.outlook(KEY)
         assert outlook is not None
         assert outlook.decision.replicas == 1  # one partition
-        assert outlook.status["lag"] == 30
-        assert outlook.status["clamp"] == "partitions"
+        assert outlook.status.lag == 30
+        assert outlook.status.clamp == "partitions"
         assert changed == [KEY]
         assert scaler.busy(KEY) == {"pod": 30}
 
@@ -131,9 +137,9 @@ def test_a_queue_that_can_not_be_read_has_the_reason_that_its_check_found() -> N
         watch(scaler)
         await until(lambda: scaler.outlook(KEY) is not None)
         watch(scaler, subject=subject(queue_error="Kafka refuses the password"))
-        await until(lambda: (now := scaler.outlook(KEY)) and now.status["trouble"] == "Kafka refuses the password")
+        await until(lambda: (now := scaler.outlook(KEY)) and now.status.trouble == "Kafka refuses the password")
         desk.failing.clear()
-        await until(lambda: (now := scaler.outlook(KEY)) and "trouble" not in now.status)
+        await until(lambda: (now := scaler.outlook(KEY)) and now.status.trouble is None)
 
     scene(test)
 
@@ -147,7 +153,7 @@ def test_a_vault_that_fails_for_the_operator_alone_limits_nothing() -> None:
         await until(lambda: scaler.outlook(KEY) is not None)
         outlook = scaler.outlook(KEY)
         assert outlook is not None
-        assert (outlook.decision.replicas, outlook.status["clamp"]) == (1, "vault")
+        assert (outlook.decision.replicas, outlook.status.clamp) == (1, "vault")
         desk.done = 3
         await until(lambda: (now := scaler.outlook(KEY)) is not None and now.decision.replicas == 3)
 
@@ -163,9 +169,9 @@ def test_what_can_not_be_read_changes_no_number() -> None:
         assert outlook is not None
         assert outlook.decision.replicas == 7
         assert outlook.trouble == "the lag can't be read: no answer"
-        assert outlook.status["trouble"] == outlook.trouble
+        assert outlook.status.trouble == outlook.trouble
         desk.failing.clear()
-        await until(lambda: "trouble" not in (scaler.outlook(KEY) or outlook).status)
+        await until(lambda: (scaler.outlook(KEY) or outlook).status.trouble is None)
 
     scene(test)
 
@@ -206,8 +212,8 @@ def test_missing_credentials_leave_the_last_decision() -> None:
         outlook = scaler.outlook(KEY)
         assert outlook is not None
         assert outlook.decision.replicas == 1
-        assert outlook.status["trouble"] == "its credentials are missing"
-        assert "lag" not in outlook.status
+        assert outlook.status.trouble == "its credentials are missing"
+        assert outlook.status.lag is None
         watch(scaler)
         await until(lambda: len(desk.rounds) > rounds)
 
@@ -217,13 +223,13 @@ def test_missing_credentials_leave_the_last_decision() -> None:
 def test_a_restarted_operator_goes_on_with_what_was_published() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.lag["q"] = 1000
-        published = {"servicePerSecond": 0.5, "arrivalPerSecond": 2.0, "startupSeconds": 8, "processed": 77}
+        published = AutoscalingStatus(service_per_second=0.5, arrival_per_second=2.0, startup_seconds=8, processed=77)
         watch(scaler, status=published)
         await until(lambda: scaler.outlook(KEY) is not None)
         outlook = scaler.outlook(KEY)
         assert outlook is not None
-        assert outlook.status["servicePerSecond"] == 0.5
-        assert outlook.status["processed"] == 77
+        assert outlook.status.service_per_second == 0.5
+        assert outlook.status.processed == 77
         assert "to drain" in outlook.decision.reason
 
     scene(test)
@@ -265,7 +271,7 @@ def test_gpus_bound_the_number_and_those_that_only_advise_take_none(acts: bool) 
         await until(lambda: scaler.outlook(("n", "a")) and scaler.outlook(("n", "b")))
         other = scaler.outlook(("n", "b"))
         assert other is not None
-        assert other.status["clamp"] == "gpus"
+        assert other.status.clamp == "gpus"
         first = scaler.outlook(("n", "a"))
         assert first is not None
         if acts:
@@ -290,7 +296,7 @@ def test_a_free_gpu_nearby_does_not_lift_the_tolerance() -> None:
         outlook = scaler.outlook(KEY)
         assert outlook is not None
         assert outlook.decision.replicas == 10
-        assert "clamp" not in outlook.status
+        assert outlook.status.clamp is None
 
     scene(test, pool=pool)
 
@@ -353,10 +359,10 @@ def test_a_lag_that_comes_and_goes_is_not_written_with_every_poll(monkeypatch: p
         assert len(changed) == 1
         # What counts is seen at once, and after a while the picture becomes exact.
         scaler._states[KEY].fresh_until = 0.0
-        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status["lag"] == 2)
+        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status.lag == 2)
         assert len(changed) == 2
         desk.lag["q"] = 400
-        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status["lag"] == 400)
+        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status.lag == 400)
 
     scene(test)
 

@@ -1,8 +1,9 @@
 """What the operator says of a pipeline."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from vaultml_operator.api.base import Model, map_list
 
@@ -75,6 +76,21 @@ class AutoscalingStatus(Model):
     trouble: Annotated[str, Field(max_length=512)] | None = Field(
         default=None, description="Why the queue can't be read."
     )
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        """Return `.status.autoscaling` of a resource; a field that makes no sense (of another version) is left out."""
+        given = (body.get("status") or {}).get("autoscaling")
+        given = given if isinstance(given, Mapping) else {}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            wrong = {each["loc"][0] for each in error.errors()}
+            return cls.model_validate({name: value for name, value in given.items() if name not in wrong})
+
+    def write(self) -> dict[str, Any]:
+        """Return it as the API server takes it; what is not known is left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class Status(Model):

@@ -1,10 +1,10 @@
 """What is measured of one pipeline from reading to reading: rates, what is stuck, how long workers take to start."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from vaultml_operator.api import AutoscalingStatus
 from vaultml_operator.autoscaler import rates
 from vaultml_operator.autoscaler.lag import Member, Partition, Reading
 from vaultml_operator.autoscaler.rates import Rates, Sample
@@ -38,9 +38,9 @@ class _Still:
 class Measured:
     """`status` is the pipeline's `.status.autoscaling`: what an earlier operator measured."""
 
-    def __init__(self, status: Mapping[str, Any]) -> None:
+    def __init__(self, status: AutoscalingStatus) -> None:
         self.rates = Rates.from_status(status)
-        self.processed = int(status.get("processed") or 0)
+        self.processed = status.processed or 0
         """Recordings done since the pipeline is known."""
         self.reading: Reading | None = None
         """The last look at the queue, if it succeeded."""

@@ -4,9 +4,9 @@ Numbers are rounded, and one that has hardly changed is not published anew: a st
 costs the API server more than it tells anyone.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
+from vaultml_operator.api import AutoscalingStatus, Clamped
 from vaultml_operator.autoscaler.lag import Reading
 from vaultml_operator.autoscaler.rates import RATE_STEP, Rates
 from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
@@ -14,9 +14,9 @@ from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
 _NEAR = 0.1
 _NEAR_PROCESSED = 0.05
 """Shares by which a number must differ from the published one to be published anew, while something waits."""
-_LEAST = {"arrivalPerSecond": RATE_STEP}
+_LEAST = {"arrival_per_second": RATE_STEP}
 """And by how much at least: a rate fades by shares for ever."""
-_MEASURED = ("lag", "oldestSeconds", "arrivalPerSecond", "servicePerSecond", "startupSeconds", "stuck")
+_MEASURED = ("lag", "oldest_seconds", "arrival_per_second", "service_per_second", "startup_seconds", "stuck")
 _FEW = 10
 """Lags up to so many come and go with each recording."""
 _TOLD = (
@@ -25,10 +25,10 @@ _TOLD = (
     "account",
     "oldest",
     "rate",
-    "lastActive",
+    "last_active",
     "ready",
     "current",
-    "laggingPartitions",
+    "lagging_partitions",
 )
 """Words that hold measured numbers: they go along with a change, and are none."""
 _COUNTED = ("processed", "needed")
@@ -42,19 +42,19 @@ _LIMITS = ("vault", "gpus", "max", "partitions", "paused", "scaleOutRate", "scal
 
 def status(
     seen: Observation, decision: Decision, known: Rates, reading: Reading | None, processed: int
-) -> dict[str, Any]:
-    """The whole `.status.autoscaling`; what is not known is left out."""
-    backlog = seen.backlog
+) -> AutoscalingStatus:
+    """The whole `.status.autoscaling`."""
+    backlog, rates = seen.backlog, known.to_status()
     found: dict[str, Any] = {
         "desired": decision.replicas,
         "needed": decision.needed,
         "message": decision.reason[:1024],
         "clamp": limit(decision),
-        "clamps": [
-            {"rule": each.name, "before": each.before, "after": each.after, "message": each.phrase[:512]}
+        "clamps": tuple(
+            Clamped(rule=each.name, before=each.before, after=each.after, message=each.phrase[:512])
             for each in decision.clamps
-        ],
-        "account": [each[:256] for each in decision.steps[:24]],
+        ),
+        "account": tuple(each[:256] for each in decision.steps[:24]),
         "current": seen.replicas,
         "ready": seen.ready,
         "slots": seen.slots,
@@ -62,27 +62,25 @@ def status(
         "trouble": seen.trouble[:512] or None if backlog is None else None,
         "processed": processed,
         "dead": None if reading is None else reading.dead,
-        **known.to_status(),
+        "rate": None if rates.arrival_per_second is None else f"{rates.arrival_per_second:.2g}/s",
     }
     if backlog is not None:
+        oldest, retention = _oldest(backlog, reading), None if reading is None else reading.retention
+        last_active = decision.history.last_active
         found |= {
             "lag": rounded(backlog.lag),
-            "oldestSeconds": None if backlog.oldest_seconds is None else rounded(backlog.oldest_seconds),
-            "oldest": None if (oldest := _oldest(backlog, reading)) is None else duration(oldest),
+            "oldest_seconds": None if backlog.oldest_seconds is None else rounded(backlog.oldest_seconds),
+            "oldest": None if oldest is None else duration(oldest),
             "partitions": backlog.parallelism,
-            "laggingPartitions": backlog.lagging,
-            "stuckPartitions": backlog.stuck_partitions or None,
+            "lagging_partitions": backlog.lagging,
+            "stuck_partitions": backlog.stuck_partitions or None,
             "stuck": backlog.stuck or None,
+            "retention_seconds": None if retention is None else round(retention),
+            "expiring": None if retention is None else (oldest or 0.0) >= _EXPIRING * retention,
+            # While something waits it would change with every poll, and a restarted operator sees for itself.
+            "last_active": None if backlog.lag or last_active is None else round(last_active),
         }
-        if reading is not None and reading.retention is not None:
-            found["retentionSeconds"] = round(reading.retention)
-            found["expiring"] = (oldest or 0.0) >= _EXPIRING * reading.retention
-        # While something waits it would change with every poll, and a restarted operator sees for itself.
-        if backlog.lag == 0 and decision.history.last_active is not None:
-            found["lastActive"] = round(decision.history.last_active)
-    if known.arrival is not None:
-        found["rate"] = f"{found['arrivalPerSecond']:.2g}/s"
-    return {name: value for name, value in found.items() if value is not None}
+    return AutoscalingStatus.model_validate(rates.model_dump(exclude_none=True) | found)
 
 
 def _oldest(backlog: Backlog, reading: Reading | None) -> float | None:
@@ -97,7 +95,7 @@ def limit(decision: Decision) -> str | None:
 
 
 def differs(
-    published: Mapping[str, Any] | None, new: Mapping[str, Any], *, fresh: bool = False, late: bool = False
+    published: AutoscalingStatus | None, new: AutoscalingStatus, *, fresh: bool = False, late: bool = False
 ) -> bool:
     """Whether what is published no longer tells the truth.
 
@@ -106,50 +104,52 @@ def differs(
     """
     if published is None:
         return True
+    before, after = (each.model_dump(exclude_none=True, exclude={*_TOLD}) for each in (published, new))
     if fresh:
-        lags = [each.get("lag", 0) for each in (published, new)]
-        waits = {*_MEASURED, *_COUNTED} - ({"lag"} if max(lags) > _FEW else set())
-        published = {name: value for name, value in published.items() if name not in waits}
-        new = {name: value for name, value in new.items() if name not in waits}
-    if {*published} - {*_TOLD} != {*new} - {*_TOLD}:
+        lags = [each.lag or 0 for each in (published, new)]
+        for name in {*_MEASURED, *_COUNTED} - ({"lag"} if max(lags) > _FEW else set()):
+            before.pop(name, None)
+            after.pop(name, None)
+    if before.keys() != after.keys():
         return True
-    exact = late or "gpus" in (published.get("clamp"), new.get("clamp"))
-    for name, value in new.items():
-        if name in _TOLD or (name in _GPUS and not exact):
+    exact = late or "gpus" in (published.clamp, new.clamp)
+    for name, value in after.items():
+        if name in _GPUS and not exact:
             continue
-        before = published[name]
-        near = _NEAR if name in _MEASURED else _NEAR_PROCESSED if name == "processed" and new.get("lag") else 0.0
+        was = before[name]
+        near = _NEAR if name in _MEASURED else _NEAR_PROCESSED if name == "processed" and new.lag else 0.0
         if near:
-            if (before == 0) != (value == 0) or abs(value - before) > max(near * abs(before), _LEAST.get(name, 0.0)):
+            if (was == 0) != (value == 0) or abs(value - was) > max(near * abs(was), _LEAST.get(name, 0.0)):
                 return True
-        elif before != value:
+        elif was != value:
             return True
     return False
 
 
-def observation(published: Mapping[str, Any]) -> Observation:
+def observation(published: AutoscalingStatus) -> Observation:
     """What was seen, from what was published of it: for explaining a decision elsewhere, with its roundings."""
     backlog = None
-    if "lag" in published:
+    if published.lag is not None:
         backlog = Backlog(
-            lag=published["lag"],
-            oldest_seconds=published.get("oldestSeconds"),
-            parallelism=published.get("partitions"),
-            lagging=published.get("laggingPartitions"),
-            stuck=published.get("stuck") or 0,
-            stuck_partitions=published.get("stuckPartitions") or 0,
+            lag=published.lag,
+            oldest_seconds=published.oldest_seconds,
+            parallelism=published.partitions,
+            lagging=published.lagging_partitions,
+            stuck=published.stuck or 0,
+            stuck_partitions=published.stuck_partitions or 0,
         )
+    holders = published.holders or ""
     return Observation(
         backlog=backlog,
-        trouble=published.get("trouble") or "",
-        arrival=published.get("arrivalPerSecond"),
-        service=published.get("servicePerSecond"),
-        replicas=published.get("current") or 0,
-        ready=published.get("ready") or 0,
-        startup_seconds=published.get("startupSeconds"),
-        slots=published.get("slots"),
-        holders=published.get("holders") or "",
-        bound="CPU slots" if "CPU slot" in (published.get("holders") or "") else "GPUs",
+        trouble=published.trouble or "",
+        arrival=published.arrival_per_second,
+        service=published.service_per_second,
+        replicas=published.current or 0,
+        ready=published.ready or 0,
+        startup_seconds=published.startup_seconds,
+        slots=published.slots,
+        holders=holders,
+        bound="CPU slots" if "CPU slot" in holders else "GPUs",
     )
 
 

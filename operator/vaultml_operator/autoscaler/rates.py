@@ -1,8 +1,9 @@
 """Pure: how fast recordings arrive, how fast a worker handles them, how long it takes to start."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+from vaultml_operator.api import AutoscalingStatus
 
 ARRIVAL_HALF_LIFE = 60.0
 """Seconds after which what was seen counts half."""
@@ -75,25 +76,24 @@ class Rates:
         allowed = RULE_OF_THREE / self.quiet_seconds if self.quiet_seconds else math.inf
         return min(self.steady, self.recent, allowed)
 
-    def to_status(self) -> dict[str, float]:
+    def to_status(self) -> AutoscalingStatus:
         """What is known, to two significant digits: more would change, and be written, with every poll."""
-        known = {
-            "arrivalPerSecond": 0.0 if self.arrival is not None and self.arrival < RATE_STEP else self.arrival,
-            "servicePerSecond": self.service,
-            "startupSeconds": self.startup_seconds,
-        }
-        return {name: float(f"{value:.2g}") for name, value in known.items() if value is not None}
+        arrival = 0.0 if self.arrival is not None and self.arrival < RATE_STEP else self.arrival
+        return AutoscalingStatus(
+            arrival_per_second=_two_digits(arrival),
+            service_per_second=_two_digits(self.service),
+            startup_seconds=_two_digits(self.startup_seconds),
+        )
 
     @classmethod
-    def from_status(cls, status: object) -> "Rates":
-        """Read what `to_status` wrote; what is not a positive number, or zero arrivals, is unknown."""
-        known = status if isinstance(status, Mapping) else {}
-        arrival, service = _number(known.get("arrivalPerSecond")), _number(known.get("servicePerSecond")) or None
+    def from_status(cls, status: AutoscalingStatus) -> "Rates":
+        """Read what `to_status` gave; what is not a positive number, or zero arrivals, is unknown."""
+        arrival, service = _number(status.arrival_per_second), _number(status.service_per_second) or None
         return cls(
             steady=arrival,
             recent=arrival,
             service=service,
-            startup_seconds=_number(known.get("startupSeconds")) or None,
+            startup_seconds=_number(status.startup_seconds) or None,
             # It was watched for long, by another.
             arrival_seconds=0.0 if arrival is None else ARRIVAL_HALF_LIFE,
             service_seconds=0.0 if service is None else SERVICE_HALF_LIFE,
@@ -165,6 +165,10 @@ def _blend(known: float | None, seen: float, elapsed: float, watched: float, hal
 
 def _weight(seconds: float, half_life: float) -> float:
     return float(1 - 0.5 ** (seconds / half_life))
+
+
+def _two_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.2g}")
 
 
 def _number(value: object) -> float | None:

@@ -1,8 +1,9 @@
 """What a decision is made from, besides the spec, and what it is."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from vaultml_operator.api import AutoscalingStatus
 
 HARD_MAXIMUM = 1000
 """No pipeline gets more workers than this, whatever its spec says."""
@@ -95,10 +96,10 @@ class History:
     steps: tuple[tuple[float, int], ...] = ()
 
     @classmethod
-    def from_status(cls, status: Mapping[str, Any]) -> "History":
-        """What a restarted operator finds in `.status.autoscaling`; anything else counts as unknown."""
-        last = status.get("lastActive")
-        return cls(last_active=float(last) if isinstance(last, int | float) and abs(last) < 1e15 else None)
+    def from_status(cls, status: AutoscalingStatus) -> "History":
+        """What a restarted operator finds in `.status.autoscaling`."""
+        last = status.last_active
+        return cls(last_active=float(last) if last is not None and abs(last) < 1e15 else None)
 
 
 @dataclass(frozen=True, kw_only=True)

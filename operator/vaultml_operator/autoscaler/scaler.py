@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from vaultml_operator.api import Autoscaling
+from vaultml_operator.api import Autoscaling, AutoscalingStatus
 from vaultml_operator.autoscaler import picture
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool, noun
@@ -78,7 +78,7 @@ class _State:
     due: float = 0.0
     """Monotonic time of the next poll."""
     decision: Decision | None = None
-    published: dict[str, Any] | None = None
+    published: AutoscalingStatus | None = None
     remark: str = ""
     late_at: float = field(default_factory=lambda: _spread(_LATE_S))
     """Monotonic time from which on the picture is an old one."""
@@ -119,7 +119,7 @@ class Outlook:
     """What the scaler has to say of a pipeline: the last decision, and the status to publish."""
 
     decision: Decision
-    status: Mapping[str, Any]
+    status: AutoscalingStatus
     remark: str
     """What the queue's reader last did or could not do besides reading; empty: nothing so far."""
     trouble: str
@@ -162,7 +162,7 @@ class Scaler(Generic[K]):
         self._share_again = -math.inf
         """Monotonic time at which they may be shared out again."""
 
-    def watch(self, key: K, subject: Subject, *, replicas: int, ready: int, status: Mapping[str, Any]) -> None:
+    def watch(self, key: K, subject: Subject, *, replicas: int, ready: int, status: AutoscalingStatus) -> None:
         """Scale this pipeline from now on. `status` is its `.status.autoscaling`, for what a restart left.
 
         `replicas` and `ready` are the Deployment's, as they are; told anew with every reconcile.
@@ -175,7 +175,7 @@ class Scaler(Generic[K]):
                 ready=ready,
                 measured=Measured(status),
                 history=History.from_status(status),
-                published=dict(status) or None,
+                published=status if status.model_fields_set else None,
             )
         elif state.subject != subject:
             if state.subject.ask != subject.ask or state.subject.connection != subject.connection:
@@ -203,7 +203,7 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Outlook(state.decision, state.published or {}, state.remark, state.measured.failed)
+        return Outlook(state.decision, state.published or AutoscalingStatus(), state.remark, state.measured.failed)
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""

@@ -15,7 +15,7 @@ from testbed.operator import Operator, Pipelines
 from testbed.process import wait_for
 from tests.parts import need
 from tests.real.operators.lagging import Farm, Queue, body, polls, scaling, wait_scaling, wait_workers, workers
-from vaultml_operator.api import Autoscaling, ScaleIn
+from vaultml_operator.api import Autoscaling, AutoscalingStatus, ScaleIn
 from vaultml_operator.autoscaler import measured
 from vaultml_operator.autoscaler.lag import Ask, Reading, ReadingFailed, open_reader
 from vaultml_operator.autoscaler.lag import kafka as kafka_lag
@@ -147,7 +147,7 @@ async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[
             before = None
             while True:
                 replicas = 4 if before is None else before.replicas
-                scaler.watch(key, asked, replicas=replicas, ready=replicas, status={})
+                scaler.watch(key, asked, replicas=replicas, ready=replicas, status=AutoscalingStatus())
                 outlook = scaler.outlook(key)
                 if outlook is not None and outlook.decision is not before:
                     before, polls = outlook.decision, polls + 1
@@ -165,9 +165,9 @@ def test_a_poison_partition_gets_one_worker_and_wakes_no_more(kafka: Broker, mon
     monkeypatch.setattr(measured, "STUCK_S", 3.0)
     queue = Queue(kafka, partitions=4)
     queue.pour(80, partitions=[0])
-    outlook = asyncio.run(scaled(queue, lambda outlook: outlook.status.get("stuckPartitions") == 1, lambda _poll: None))
+    outlook = asyncio.run(scaled(queue, lambda outlook: outlook.status.stuck_partitions == 1, lambda _poll: None))
     assert outlook.decision.needed == 1
-    assert outlook.status["stuck"] == 80
+    assert outlook.status.stuck == 80
 
 
 def test_a_clock_that_jumps_moves_no_worker(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
