@@ -171,6 +171,9 @@ def test_a_private_authority_of_vault(waiting: tuple[Scene, set[str]], tmp_path:
 
 def test_work_goes_on_by_itself_when_vault_is_right_again(waiting: tuple[Scene, set[str]]) -> None:
     scene, keys = waiting
+    more = scene.events(4 * COUNT)
+    scene.send(*more)
+    keys |= keys_of(more)
     scene.vault.stop()
     page = VaultServer(
         everything(200, "<html>maintenance</html>"), port=int(scene.vault.url.split(":")[2].split("/")[0])
