@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from flask import Flask
 from xdist.scheduler import LoadScopeScheduling
@@ -19,6 +20,9 @@ from vaultml_worker.dev.vault import VaultServer
 from vaultml_worker.records import InvalidInput
 
 _HERE = Path(__file__).parent
+# A busy machine is no fault of an example.
+hypothesis.settings.register_profile("tests", print_blob=True)
+hypothesis.settings.load_profile("tests")
 
 
 class _TwoGroups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types

@@ -50,41 +50,39 @@ def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None,
     if pipeline.spec.suspend:
         return f"{head}\nspec.suspend is true: no workers run, and nothing is decided.\n"
     if published.desired is None and not what_if:
-        return f"{head}\nNothing is decided yet: the operator has not looked at the queue.\n"
+        return f"{head}\nNo decision yet: the operator has not read the queue.\n"
     seen = picture.observation(published)
     if what_if:
         case = suppose(seen, what_if, pipeline.spec.worker.gpu.count)
         return "\n".join([head, *_supposed(pipeline.spec.autoscaling, case, published, what_if, now)]) + "\n"
-    lines = [head, "", "seen", *_seen(seen, published), "", "decided"]
+    lines = [head, "", "observed", *_seen(seen, published), "", "decision"]
     lines += [f"  {each}" for each in published.account or ()]
     lines += ["", "result", f"  {counted(published.desired or 0, 'worker')}: {published.message or ''}"]
     if pipeline.spec.autoscaling.mode != "Auto":
         mode = pipeline.spec.autoscaling.mode
-        lines.append(f"  Not carried out: in the mode {mode} spec.replicas counts, which is {pipeline.spec.replicas}.")
+        lines.append(f"  Not applied: in {mode} mode spec.replicas is used, which is {pipeline.spec.replicas}.")
     return "\n".join(lines) + "\n"
 
 
 def _seen(seen: Observation, published: api.AutoscalingStatus) -> Iterator[str]:
     backlog = seen.backlog
     if backlog is None:
-        yield f"  the queue can't be read: {seen.trouble or 'unknown'}"
+        yield f"  lag         unknown: {seen.trouble or 'no reading'}"
     else:
         oldest = (
-            "" if backlog.oldest_seconds is None else f", the oldest for {picture.duration(backlog.oldest_seconds)}"
+            "" if backlog.oldest_seconds is None else f", oldest message {picture.duration(backlog.oldest_seconds)}"
         )
-        yield f"  waiting     {backlog.lag}{oldest}"
+        yield f"  lag         {backlog.lag}{oldest}"
         if backlog.parallelism is not None:
             stuck = f", {backlog.stuck_partitions} stuck" if backlog.stuck_partitions else ""
-            yield f"  partitions  {backlog.parallelism}, {backlog.lagging} with something waiting{stuck}"
-    yield f"  arriving    {_rate(seen.arrival)}"
-    yield f"  handled     {_rate(seen.service)} per busy worker"
+            yield f"  partitions  {backlog.parallelism}, {backlog.lagging} with a backlog{stuck}"
+    yield f"  arrival     {_rate(seen.arrival)}"
+    yield f"  speed       {_rate(seen.service)}{'' if seen.service is None else ' per busy worker'}"
     if seen.startup_seconds is not None:
         yield f"  start-up    {seen.startup_seconds:g} s"
-    yield f"  workers     {seen.replicas} asked for, {seen.ready} ready"
+    yield f"  workers     {counted(seen.replicas, 'replica')}, {seen.ready} ready"
     if seen.slots is not None:
-        yield f"  {seen.bound:<12}allow {counted(seen.slots, 'worker')}" + (
-            f" ({seen.holders})" if seen.holders else ""
-        )
+        yield f"  {seen.bound:<12}for {counted(seen.slots, 'worker')}" + (f" ({seen.holders})" if seen.holders else "")
     if published.dead is not None:
         yield f"  done        {published.processed or 0}, dead letters {published.dead}"
 
@@ -96,10 +94,10 @@ def _supposed(
     what_if: Mapping[str, float],
     now: float,
 ) -> Iterator[str]:
-    said = ", ".join(f"{name} {value:g}" for name, value in what_if.items())
-    yield from ("", f"seen, supposing {said}", *_seen(case, published))
+    said = ", ".join(f"{name}={value:g}" for name, value in what_if.items())
+    yield from ("", f"assuming {said}", *_seen(case, published))
     first, last, seconds = settle(policy, case, History.from_status(published), now)
-    yield from ("", "decided at once", *(f"  {each}" for each in first.steps))
+    yield from ("", "decision now", *(f"  {each}" for each in first.steps))
     yield from ("", "result", f"  {counted(first.replicas, 'worker')}: {first.reason}")
     if last.replicas != first.replicas:
         yield f"  {counted(last.replicas, 'worker')} after {picture.duration(seconds)}, if it stays so: {last.reason}"
@@ -153,4 +151,4 @@ def settle(
 
 
 def _rate(rate: float | None) -> str:
-    return "not known yet" if rate is None else f"{rate:.2g} recordings/s"
+    return "not measured yet" if rate is None else f"{rate:.2g} recordings/s"

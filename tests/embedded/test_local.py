@@ -129,7 +129,7 @@ def test_a_burst_scales_out_is_done_and_all_workers_go(
         box.until(lambda row: row.get("reason") == "ScaledToZero" and row["processed"] == 12, "all workers to go")
         wait_for(lambda: box.workers() == [], 60, "the processes to end")
         (out,), said = box.events("ScaledOut"), box.events("ScaledIn")
-        assert "4 waiting per worker" in out
+        assert "4 per worker" in out
         assert said
         assert box.row["lag"] == 0
 

@@ -176,7 +176,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=300, print_blob=True)
 @given(st.dictionaries(st.text(max_size=8), json_values, max_size=5))
 def test_unknown_fields_come_back_unchanged_in_order(extra: dict[str, Any]) -> None:
     extra = {name: value for name, value in extra.items() if name not in ("data", "operation", "vaultml", *EVENT)}
@@ -190,7 +190,7 @@ def test_unknown_fields_come_back_unchanged_in_order(extra: dict[str, Any]) -> N
     assert events.scrub_bytes(message) == message
 
 
-@settings(max_examples=500, deadline=None, print_blob=True)
+@settings(max_examples=500, print_blob=True)
 @given(
     st.binary(max_size=300)
     | json_values.map(lambda value: json.dumps(value).encode())

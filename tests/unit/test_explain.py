@@ -21,21 +21,21 @@ def test_the_last_decision_is_told_as_it_was() -> None:
     said = account(resource(published=status().write()))
     for part in (
         "n/p, mode Auto",
-        "waiting     240, the oldest for 12s",
-        "partitions  8, 8 with something waiting",
-        "arriving    3.1 recordings/s",
-        "GPUs        allow 4 workers (4 of 6 GPUs)",
+        "lag         240, oldest message 12s",
+        "partitions  8, 8 with a backlog",
+        "arrival     3.1 recordings/s",
+        "GPUs        for 4 workers (4 of 6 GPUs)",
         "4 workers: lag 240",
     ):
         assert part in said
 
 
 def test_in_another_mode_it_says_that_it_is_not_carried_out() -> None:
-    assert "Not carried out: in the mode Advisory" in account(resource({"mode": "Advisory"}, status().write()))
+    assert "Not applied: in Advisory mode" in account(resource({"mode": "Advisory"}, status().write()))
 
 
 def test_nothing_is_decided_yet_or_while_suspended() -> None:
-    assert "Nothing is decided yet" in account(resource())
+    assert "No decision yet" in account(resource())
     suspended = resource(published=status().write())
     suspended["spec"]["suspend"] = True
     assert "spec.suspend is true" in account(suspended)
@@ -43,7 +43,7 @@ def test_nothing_is_decided_yet_or_while_suspended() -> None:
 
 def test_supposing_other_numbers() -> None:
     said = account(resource({"minReplicas": 0}, status().write()), parse("lag=500, gpus=2"), 1000.0)
-    assert "supposing lag 500, gpus 2" in said
+    assert "assuming lag=500, gpus=2" in said
     assert "2 workers: lag 500" in said
     idle = account(resource({"minReplicas": 0}, status().write()), parse("lag=0,arrival=0"), 1000.0)
     assert "0 workers after" in idle
@@ -52,7 +52,7 @@ def test_supposing_other_numbers() -> None:
 def test_gpus_are_no_workers_where_one_takes_two() -> None:
     two = resource({"minReplicas": 0}, status().write())
     two["spec"]["worker"] = {"gpu": {"count": 2}}
-    assert "allow 2 workers" in account(two, parse("lag=500,gpus=5"), 1000.0)
+    assert "for 2 workers" in account(two, parse("lag=500,gpus=5"), 1000.0)
     none = resource({"minReplicas": 0}, status().write())
     none["spec"]["worker"] = {"gpu": {"count": 0}}
     with pytest.raises(BadCase, match="these workers take none"):

@@ -123,7 +123,7 @@ def test_the_loser_gives_up_now_and_the_winner_grows_when_it_is_gone() -> None:
     assert (slots(grants), coming(grants)) == ([2, 0], [0, 2])
     assert grants["ns", "a"].sentence() == "2 of 4 GPUs (nvidia.com/gpu)"
     assert grants["ns", "b"].sentence() == (
-        "0 of 4 GPUs (nvidia.com/gpu); ns/a holds 4; 2 workers more once GPUs are given back"
+        "0 of 4 GPUs (nvidia.com/gpu); ns/a holds 4; 2 workers more once terminating pods release their GPUs"
     )
 
     for each in pods(2, "n", "a", terminating=True):
@@ -300,7 +300,7 @@ def test_what_runs_on_a_cordoned_node_counts_and_nothing_is_added(spec: dict[str
     assert slots(grants) == [2, 0]
     assert (grants["ns", "a"].capacity, grants["ns", "a"].free, grants["ns", "a"].total) == (2, 0, 2)
     assert grants["ns", "a"].sentence() == "2 of 2 GPUs (nvidia.com/gpu)"
-    assert grants["ns", "b"].sentence() == "no node that it may use has GPUs (nvidia.com/gpu)"
+    assert grants["ns", "b"].sentence() == "no matching node has an allocatable GPU (nvidia.com/gpu)"
 
 
 def test_what_is_no_gpu_is_called_by_its_own_name() -> None:
@@ -316,8 +316,11 @@ def test_what_is_no_gpu_is_called_by_its_own_name() -> None:
         leave=(),
         since=0.0,
     )
-    assert grant.sentence() == "1 of 1 CPU slot (vaultml.local/cpu-slot); 1 worker more once CPU slots are given back"
-    assert replace(grant, total=0).sentence() == "no node that it may use has CPU slots (vaultml.local/cpu-slot)"
+    assert (
+        grant.sentence()
+        == "1 of 1 CPU slot (vaultml.local/cpu-slot); 1 worker more once terminating pods release their CPU slots"
+    )
+    assert replace(grant, total=0).sentence() == "no matching node has an allocatable CPU slot (vaultml.local/cpu-slot)"
 
 
 def test_a_device_plugin_that_restarts_costs_nobody_a_worker() -> None:
@@ -568,7 +571,7 @@ def settle(case: Case, chance: random.Random, rounds: int) -> dict[Key, Grant]:
 SEEDS = st.integers(0, 2**32).map(random.Random)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases(even=True, alike=True), SEEDS)
 def test_a_cluster_that_follows_settles_and_uses_all(case: Case, chance: random.Random) -> None:
     grants = settle(case, chance, 25)
@@ -578,7 +581,7 @@ def test_a_cluster_that_follows_settles_and_uses_all(case: Case, chance: random.
     assert not any(coming(grants))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases(counts=(1, 2)), SEEDS)
 def test_overlapping_pools_settle(case: Case, chance: random.Random) -> None:
     settle(case, chance, 40)

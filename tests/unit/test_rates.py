@@ -147,7 +147,7 @@ samples = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(samples, max_size=6))
 def test_rates_are_never_negative_nor_without_end(sequence: list[Sample]) -> None:
     rates = Rates()

@@ -469,7 +469,7 @@ MOMENTS = st.floats(0, 20, allow_nan=False)
 ADDS = st.lists(st.tuples(MOMENTS, st.sampled_from("abcde"), st.sampled_from(["add", "after", "forget"])), max_size=60)
 
 
-@settings(max_examples=200, deadline=None, print_blob=True)
+@settings(max_examples=200, print_blob=True)
 @given(ADDS, st.integers(1, 4), st.integers(0, 2**32))
 def test_no_key_runs_twice_at_once_and_each_add_is_followed_by_a_run(
     schedule: list[tuple[float, str, str]], concurrency: int, seed: int

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vaultml_worker import yolo
@@ -44,7 +44,6 @@ def test_nothing_is_nothing() -> None:
 boxes = st.tuples(*[st.floats(0, 400, width=32)] * 2, *[st.floats(1, 200, width=32)] * 2)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(boxes, st.floats(0, 1, width=32), st.integers(0, 2)), max_size=25))
 def test_suppression_is_darknets(rows: list[tuple[tuple[float, float, float, float], float, int]]) -> None:
     """Against the plain two loops of Darknet's do_nms_sort."""

@@ -160,24 +160,24 @@ def _target(case: _Case) -> tuple[_Plan, str]:
     """The number that the queue asks for, and the sentence that says why."""
     if case.seen.backlog is None:
         replicas, sentence = _without_reading(case)
-        return _Plan(replicas, None, steps=[f"target: {sentence}"]), sentence
+        return _Plan(replicas, None, steps=[f"needed: {sentence}"]), sentence
     backlog = case.seen.backlog
     seen, (load, purpose) = _facts(case, backlog), _load(case, backlog)
     plan = _Plan(max(_up(load), min(backlog.lag, 1)), load)
-    plan.note("seen", f"{seen}; {_workers(case.current)} asked for, {case.seen.ready} ready")
-    plan.note("target", f"{_short(load)}, so {plan.replicas}, {purpose}")
-    return plan, f"{seen}: {plan.replicas} needed {purpose}"
+    plan.note("observed", f"{seen}; {counted(case.current, 'replica')}, {case.seen.ready} ready")
+    plan.note("needed", f"{plan.replicas} {purpose}")
+    return plan, f"{seen}: {_workers(plan.replicas)} needed {purpose}"
 
 
 def _load(case: _Case, backlog: Backlog) -> tuple[float, str]:
     """The workers needed, as a fraction, and what for."""
     waiting = max(backlog.lag - backlog.stuck, 0)
     stuck = min(backlog.stuck_partitions, backlog.stuck)
-    aside = f" and {stuck} for {counted(stuck, 'stuck partition')}" if stuck else ""
+    aside = f", {stuck} of them for {counted(stuck, 'stuck partition')}" if stuck else ""
     service, drain = case.service, case.policy.drain_seconds
     if service is None or drain is None:
         each = case.policy.lag_per_replica
-        return waiting / each + stuck, f"at {each} waiting per worker{aside}"
+        return waiting / each + stuck, f"({waiting} waiting, {each} per worker){aside}"
     busy = (case.seen.arrival or 0.0) / service
     room = _ROOM * math.sqrt(busy)
     # So many are always in work, by workers that are counted already.
@@ -191,7 +191,7 @@ def _load(case: _Case, backlog: Backlog) -> tuple[float, str]:
     if load > case.current:
         # Those that are missing start first, and help for what is left after.
         load = case.current + (load - case.current) * left / max(left - startup, least)
-    purpose = f"to drain in {_short(left)} s" if queued / left / service > room else "to keep up, with room"
+    purpose = f"to drain in {_short(left)} s" if queued / left / service > room else "to keep up, with spare capacity"
     # More workers than recordings help nobody, however slow one is.
     return min(load, max(busy + room, waiting), sound.MANY) + stuck, f"{purpose}{aside}"
 
@@ -199,24 +199,25 @@ def _load(case: _Case, backlog: Backlog) -> tuple[float, str]:
 def _facts(case: _Case, backlog: Backlog) -> str:
     facts = [f"lag {backlog.lag}"]
     if backlog.stuck:
-        facts.append(f"{backlog.stuck} of it stuck")
+        facts.append(f"{backlog.stuck} of it in stuck partitions")
     if backlog.lag and backlog.oldest_seconds is not None:
-        facts.append(f"the oldest for {_short(backlog.oldest_seconds)} s")
+        facts.append(f"oldest message {_short(backlog.oldest_seconds)} s")
     if case.seen.arrival is not None:
         facts.append(f"{_short(case.seen.arrival)} recordings/s arriving")
     if case.service is not None:
-        facts.append(f"{_short(case.service)}/s per worker{'' if case.seen.service else ' (a guess)'}")
+        facts.append(f"{_short(case.service)}/s per worker{'' if case.seen.service else ' (secondsPerRecording)'}")
     return ", ".join(facts)
 
 
 def _without_reading(case: _Case) -> tuple[int, str]:
     failed = case.past.failures + 1
-    seen = f"reading the queue failed {counted(failed, 'time')}{f' ({case.seen.trouble})' if case.seen.trouble else ''}"
+    why = f"{case.seen.trouble}, " if case.seen.trouble else ""
+    seen = f"lag unknown ({why}{counted(failed, 'failed read')})"
     fallback = _fallback(case)
     if fallback is None:
         until = case.policy.fallback.failures if case.policy.fallback is not None else None
-        after = f" until failure {until}" if until is not None else ""
-        return case.current, f"{seen}: stays at {_workers(case.current)}{after}"
+        after = f" until failed read {until}" if until is not None else ""
+        return case.current, f"{seen}; keeping {_workers(case.current)}{after}"
     replicas = {
         "Static": fallback.replicas,
         "Current": case.current,
@@ -225,7 +226,7 @@ def _without_reading(case: _Case) -> tuple[int, str]:
     }[fallback.behavior]
     # Not knowing is no reason to stop altogether.
     replicas = max(replicas, min(case.current, 1))
-    return replicas, f"{seen}: fallback {fallback.behavior} of {fallback.replicas} asks for {_workers(replicas)}"
+    return replicas, f"{seen}; fallback {fallback.behavior} of {fallback.replicas}: {_workers(replicas)}"
 
 
 def _fallback(case: _Case) -> Fallback | None:
@@ -249,7 +250,7 @@ def _lagging(plan: _Plan, case: _Case) -> None:
     limit = max(backlog.lagging, 1)
     if plan.replicas > limit:
         plan.load = float(limit)
-        plan.clamp("partitions", limit, f"something waits in {counted(backlog.lagging, 'partition')} only")
+        plan.clamp("partitions", limit, f"{counted(backlog.lagging, 'partition')} with a backlog")
 
 
 def _vault(plan: _Plan, case: _Case) -> None:
@@ -265,23 +266,23 @@ def _vault(plan: _Plan, case: _Case) -> None:
 def _activation(plan: _Plan, case: _Case) -> None:
     """Between nothing and one: wake for more than the activation lag, keep the last worker through the cooldown."""
     if case.seen.backlog is None:
-        plan.note("activation", "unknown, nothing was read")
+        plan.note("activation", "unknown")
     elif case.active:
-        plan.clamp("activation", max(plan.replicas, 1), "something came in")
+        plan.clamp("activation", max(plan.replicas, 1), "messages have arrived")
         plan.note("activation", "active")
     elif case.resting:
         lag, plan.load = case.seen.backlog.lag, None
-        quiet = f"nothing came in for {_short(case.policy.cooldown_seconds)} s" if case.cooled else "nothing to do"
+        quiet = f"no message for {_short(case.policy.cooldown_seconds)} s" if case.cooled else "no backlog"
         plan.clamp(
             "activation",
             min(plan.replicas, case.idle),
-            f"{quiet}: a lag of {lag} is no more than {case.policy.activation_lag}",
+            f"{quiet} (lag {lag}, activationLag {case.policy.activation_lag})",
         )
         plan.note("activation", f"{quiet}, {_workers(case.idle)} while idle")
     else:
         quiet_for = max(case.now - (case.past.last_active or case.now), 0.0)
-        of = f"quiet for {_short(quiet_for)} of {_short(case.policy.cooldown_seconds)} s"
-        plan.clamp("cooldown", max(plan.replicas, min(case.current, 1)), f"{of}: the last worker stays")
+        of = f"no message for {_short(quiet_for)} of {_short(case.policy.cooldown_seconds)} s"
+        plan.clamp("cooldown", max(plan.replicas, min(case.current, 1)), f"{of}, the last worker stays")
         plan.note("cooldown", of)
 
 
@@ -360,7 +361,7 @@ def _rate(plan: _Plan, case: _Case) -> None:
         return
     done, room = allowance
     seconds = (case.policy.scale_out if out else case.policy.scale_in).period_seconds
-    phrase = f"{done} already and {room} more within {_short(seconds)} s"
+    phrase = f"{'scaleOut' if out else 'scaleIn'} allows {done + room} in {_short(seconds)} s, {done} done"
     if out:
         plan.clamp("scaleOutRate", min(plan.replicas, current + room), phrase)
     else:
@@ -370,7 +371,7 @@ def _rate(plan: _Plan, case: _Case) -> None:
 def _partitions(plan: _Plan, case: _Case) -> None:
     """A worker without a partition has nothing to do."""
     if case.partitions is not None:
-        only = f"{counted(case.partitions, 'partition')} can't keep more busy, kafka.ensurePartitions adds some"
+        only = f"the topic has {counted(case.partitions, 'partition')} (raise kafka.ensurePartitions)"
         plan.clamp("partitions", min(plan.replicas, case.partitions), only)
 
 
@@ -394,14 +395,15 @@ def _even(plan: _Plan, case: _Case) -> None:
         way = [each for each in allowed[::sign] if 0 < sign * (each - current) <= sign * (chosen - current)]
         within = [each for each in way if abs(each - current) <= room]
         chosen = within[-1] if within else way[0] if way and not done else current
-    plan.clamp("evenPartitions", chosen, f"{chosen} of {counted(count, 'partition')} each get as many")
+    plan.clamp("evenPartitions", chosen, f"{chosen} divides {counted(count, 'partition')} evenly")
 
 
 def _bounds(plan: _Plan, case: _Case) -> None:
     """The user's minimum and maximum; the idle number goes below the minimum while nothing is to do."""
-    least = case.idle if case.resting else case.policy.min_replicas
-    plan.clamp("min", max(plan.replicas, least), f"{'idleReplicas' if case.resting else 'minReplicas'} is {least}")
-    most = "no pipeline gets more than" if case.policy.max_replicas is None else "maxReplicas is"
+    idle = case.resting and case.policy.idle_replicas is not None
+    least, name = (case.idle, "idleReplicas") if idle else (case.policy.min_replicas, "minReplicas")
+    plan.clamp("min", max(plan.replicas, least), f"{name} is {least}")
+    most = "the most for any pipeline is" if case.policy.max_replicas is None else "maxReplicas is"
     plan.clamp("max", min(plan.replicas, case.maximum), f"{most} {case.maximum}")
 
 
@@ -409,14 +411,18 @@ def _pause(plan: _Plan, case: _Case) -> None:
     """What a person has stopped stays as it is, even outside minimum and maximum."""
     way = plan.replicas - case.current
     if (way < 0 and case.seen.pause_scale_in) or (way > 0 and case.seen.pause_scale_out):
-        plan.clamp("paused", case.current, f"scaling {'in' if way < 0 else 'out'} is paused")
+        plan.clamp("paused", case.current, f"scaling {'in' if way < 0 else 'out'} is paused by annotation")
 
 
 def _gpus(plan: _Plan, case: _Case) -> None:
     """Last, so that nothing asks for a GPU that is not there."""
     if case.seen.slots is not None:
-        held = f", {case.seen.holders}" if case.seen.holders else ""
-        plan.clamp("gpus", min(plan.replicas, case.seen.slots), f"the {case.seen.bound} allow {case.seen.slots}{held}")
+        plan.clamp("gpus", min(plan.replicas, case.seen.slots), _allowed(case))
+
+
+def _allowed(case: _Case) -> str:
+    held = f" ({case.seen.holders})" if case.seen.holders else ""
+    return f"{case.seen.bound} for {_workers(case.seen.slots or 0)}{held}"
 
 
 # --- the result ---
@@ -426,9 +432,9 @@ def _reason(plan: _Plan, case: _Case, sentence: str) -> str:
     """One sentence: what was seen, what it asks for, what is done, and the rule that bit last."""
     if plan.clamps:
         last = plan.clamps[-1]
-        sentence = f"{sentence}; {_workers(plan.replicas)} by the rule {last.name}: {last.phrase}"
+        sentence = f"{sentence}, running {plan.replicas}: {last.phrase}"
     if case.seen.slots is not None and not any(clamp.name == "gpus" for clamp in plan.clamps):
-        sentence = f"{sentence}, the {case.seen.bound} allow {case.seen.slots}"
+        sentence = f"{sentence}; {_allowed(case)}"
     plan.note("result", f"{_workers(plan.replicas)}, {plan.replicas - case.current:+d}")
     return sentence
 

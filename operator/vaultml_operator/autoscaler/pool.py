@@ -66,13 +66,15 @@ class Grant:
     def sentence(self) -> str:
         """In a phrase: "2 of 4 GPUs (nvidia.com/gpu); kerberos/highway holds 2"."""
         if not self.total:
-            return f"no node that it may use has {noun(self.resource)} ({self.resource})"
+            return f"no matching node has an allocatable {noun(self.resource, 1)} ({self.resource})"
         said = [f"{self.slots * self.count} of {self.total} {noun(self.resource, self.total)} ({self.resource})"]
         held = [f"{each.who} {each.verb} {each.gpus}" for each in self.holders]
         if held:
             said.append(", ".join(held))
         if self.coming:
-            said.append(f"{counted(self.coming, 'worker')} more once {noun(self.resource)} are given back")
+            said.append(
+                f"{counted(self.coming, 'worker')} more once terminating pods release their {noun(self.resource)}"
+            )
         return "; ".join(said)
 
 
