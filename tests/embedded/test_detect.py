@@ -20,7 +20,7 @@ from vaultml_worker.dev import agent
 
 
 def vaultml(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vaultml_worker.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "vaultml_worker", *map(str, arguments)]
     return subprocess.run(command, env=environment(variables), capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -142,7 +142,7 @@ def test_an_agent_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_the_commands_make_a_site(tmp_path: Path, broker: EmbeddedBroker) -> None:
     """Broker, Vault, Agent, and the results, each as a person would start it."""
-    command = [sys.executable, "-m", "vaultml_worker.cli"]
+    command = [sys.executable, "-m", "vaultml_worker"]
     footage, port, broker_port = tmp_path / "footage.mp4", free_port(), free_port()
     footage.write_bytes(clip(4))
     kafka = f"127.0.0.1:{broker_port}"
@@ -182,7 +182,7 @@ def test_the_demo(tiny: Path, tmp_path: Path) -> None:
     footage = tmp_path / "own.mp4"
     footage.write_bytes(clip(16, size=(320, 240)))
     done = subprocess.run(
-        [sys.executable, "-m", "vaultml_worker.cli", "dev", "demo", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "vaultml_worker", "dev", "demo", "--out", str(tmp_path / "out")],
         env=environment({"FOOTAGE": str(footage), "COLUMNS": "160"}),
         capture_output=True,
         text=True,
@@ -202,7 +202,7 @@ def test_the_demo(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_demo_says_when_it_failed(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vaultml_worker.cli", "dev", "demo", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "vaultml_worker", "dev", "demo", "--out", str(tmp_path / "out")],
         env=environment({"FOOTAGE": str(tmp_path / "gone.mp4")}),
         capture_output=True,
         text=True,

@@ -51,7 +51,7 @@ class Box:
         """The worker processes, without their decoders."""
         try:
             children = psutil.Process(self.service.pid).children()
-            return [each for each in children if "vaultml_worker.cli" in each.cmdline()]
+            return [each for each in children if "vaultml_worker" in each.cmdline()]
         except psutil.NoSuchProcess:
             return []
 
@@ -97,7 +97,7 @@ def local(folder: Path, given: dict[str, Any]) -> Iterator[Box]:
     folder.mkdir(exist_ok=True)
     file, logs, port = folder / "pipeline.yaml", folder / "logs", free_port()
     write(file, given)
-    command = [sys.executable, "-m", "vaultml_operator.cli", "local", "-f", str(file), "--port", str(port)]
+    command = [sys.executable, "-m", "vaultml_operator", "local", "-f", str(file), "--port", str(port)]
     variables = {"CUDA_VISIBLE_DEVICES": ""}
     with Service("local", [*command, "--logs", str(logs)], variables, folder / "out", port) as service:
         box = Box(file, logs, port, service)
@@ -247,7 +247,7 @@ def test_the_embedded_broker_is_read_at_once_though_it_describes_nothing(place: 
 def test_a_port_that_is_taken_and_a_screen_that_is_gone(place: Site, tmp_path: Path) -> None:
     with local(tmp_path / "box", spec(place)) as box:
         port = box.port
-        command = [sys.executable, "-m", "vaultml_operator.cli", "local", "-f", str(box.file)]
+        command = [sys.executable, "-m", "vaultml_operator", "local", "-f", str(box.file)]
         taken = [*command, "--port", str(port), "--logs", str(tmp_path / "more")]
         done = subprocess.run(taken, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
         assert done.returncode == 1
@@ -279,7 +279,7 @@ def test_a_file_that_can_not_be_used_ends_the_command(tmp_path: Path, text: str 
     file = tmp_path / "pipeline.yaml"
     if text is not None:
         file.write_text(text)
-    command = [sys.executable, "-m", "vaultml_operator.cli", "local", "-f", str(file), "--logs", str(tmp_path / "logs")]
+    command = [sys.executable, "-m", "vaultml_operator", "local", "-f", str(file), "--logs", str(tmp_path / "logs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
     assert done.returncode == 1
     assert done.stderr.startswith(f"vaultml-operator: {file}")

@@ -15,7 +15,7 @@ from testbed.process import LOOPBACK, free_port
 from testbed.service import environment
 from tests.real.scene import ACCOUNT, STRANGER, Scene
 
-COMMAND = [sys.executable, "-m", "vaultml_worker.cli", "doctor"]
+COMMAND = [sys.executable, "-m", "vaultml_worker", "doctor"]
 LONGEST_S = 22
 """What the command may take, with the start of Python."""
 

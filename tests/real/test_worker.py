@@ -307,7 +307,7 @@ def test_the_results_command_prints_one_line_per_result(scene: Scene) -> None:
     worker = scene.worker()
     scene.await_results(keys_of(sent))
     assert worker.terminate() == 0
-    command = [sys.executable, "-m", "vaultml_worker.cli", "results"]
+    command = [sys.executable, "-m", "vaultml_worker", "results"]
     variables = environment(scene.environment())
     shown = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=WAIT_S, check=True)
     lines = shown.stdout.splitlines()

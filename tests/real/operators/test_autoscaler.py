@@ -276,7 +276,7 @@ def test_explain_says_what_was_decided_and_what_would_be(
     wait_scaling(pipelines, desired=3, clamp="gpus")
 
     def explain(*arguments: str) -> str:
-        command = [sys.executable, "-m", "vaultml_operator.cli", "explain", "p", "-n", pipelines.namespace, *arguments]
+        command = [sys.executable, "-m", "vaultml_operator", "explain", "p", "-n", pipelines.namespace, *arguments]
         env = {"PATH": os.environ["PATH"], "KUBECONFIG": str(crds.kubeconfig)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
         return done.stdout if done.returncode == 0 else done.stderr

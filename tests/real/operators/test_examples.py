@@ -146,7 +146,7 @@ def test_a_network_of_ones_own_from_a_volume(
     secrets(pipelines, kafka)
     network = tmp_path / "best.onnx"
     given = [str(tiny / f"yolov3-tiny.{kind}") for kind in ("cfg", "weights")]
-    command = [sys.executable, "-m", "vaultml_worker.cli", "model", "export", *given, "-o", str(network)]
+    command = [sys.executable, "-m", "vaultml_worker", "model", "export", *given, "-o", str(network)]
     subprocess.run(command, env=environment({}), check=True, capture_output=True)
     network.with_suffix(".names").write_text("\n".join(["parcel", *coco()[1:]]) + "\n")
     for claim in ("models", "engines"):

@@ -150,7 +150,7 @@ class _Operator:
 def _operator(file: Path, logs: Path) -> Iterator[_Operator]:
     """The operator as a process of its own, on our screen; stopped with SIGTERM. Its module is named, not imported."""
     port = _free_port()
-    command = [sys.executable, "-m", "vaultml_operator.cli", "local", "-f", str(file), "--logs", str(logs)]
+    command = [sys.executable, "-m", "vaultml_operator", "local", "-f", str(file), "--logs", str(logs)]
     process = subprocess.Popen([*command, "--port", str(port)])
     try:
         operator = _Operator(process, f"http://127.0.0.1:{port}")
