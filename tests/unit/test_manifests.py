@@ -210,16 +210,17 @@ def test_pod_template_has_the_last_word() -> None:
     patched = pod(
         pipeline(
             worker={
+                "env": [{"name": "ENGINE_BATCH", "value": "8"}],
                 "podTemplate": {
                     "spec": {
                         "hostNetwork": True,
                         "containers": [
-                            {"name": "worker", "workingDir": "/w", "env": [{"name": "LOG_LEVEL", "value": "DEBUG"}]},
+                            {"name": "worker", "workingDir": "/w", "env": [{"name": "ENGINE_BATCH", "value": "4"}]},
                             {"name": "sidecar", "image": "s"},
                         ],
                         "volumes": [{"name": "tmp", "emptyDir": {}}],
                     }
-                }
+                },
             }
         )
     )
@@ -227,8 +228,8 @@ def test_pod_template_has_the_last_word() -> None:
     assert patched["hostNetwork"] is True
     assert worker["workingDir"] == "/w"
     assert worker["args"] == ["worker"]
-    assert {"name": "LOG_LEVEL", "value": "DEBUG"} in worker["env"]
-    assert len([each for each in worker["env"] if each["name"] == "LOG_LEVEL"]) == 1
+    assert {"name": "ENGINE_BATCH", "value": "4"} in worker["env"]
+    assert len([each for each in worker["env"] if each["name"] == "ENGINE_BATCH"]) == 1
     assert sidecar == {"name": "sidecar", "image": "s"}
 
 

@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vaultml_operator.api.base import SET_LIST, KeyRef, Model, Rule, SecretRef, Topic
+from vaultml_operator.api.base import (
+    HOST,
+    PORT,
+    SET_LIST,
+    KeyRef,
+    Model,
+    Rule,
+    SecretRef,
+    Topic,
+    trimmed_rule,
+    url_rules,
+)
 
 
 class CertificateAuthority(Model):
@@ -26,10 +37,9 @@ class OAuth(Model):
     """Login with a token of an OpenID Connect provider (grant client_credentials), for mechanism OAUTHBEARER."""
 
     rules = (
-        Rule(
-            "self.tokenUrl.matches('^https?://[^/@?#]+(/[^@#]*)?$') && isURL(self.tokenUrl)",
-            "tokenUrl must look like https://idp.example/realms/kafka/protocol/openid-connect/token",
-        ),
+        *url_rules("tokenUrl", "look like https://idp.example/realms/kafka/protocol/openid-connect/token", query=True),
+        trimmed_rule("[self.scope].all(t, {})", "scope"),
+        trimmed_rule("[self.extensions].all(t, {})", "extensions"),
     )
     token_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
         description="The provider's token endpoint."
@@ -84,12 +94,16 @@ class Kafka(Model):
             "group must be printable, without blanks or quotes around it",
         ),
         Rule(
-            "self.brokers.all(b, b.matches('^([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
+            "!has(self.awsRegion) || self.awsRegion.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "awsRegion must be the name of a region, e.g. eu-central-1",
+        ),
+        trimmed_rule("!has(self.username) || [self.username].all(t, {})", "username"),
+        Rule(
+            f"self.brokers.all(b, b.matches('^{HOST}:[0-9]+$'))",
             'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
         ),
         Rule(
-            "self.brokers.all(b, !b.matches(':[0-9]{1,5}$') || (int(b.split(':')[b.split(':').size() - 1]) >= 1 && "
-            "int(b.split(':')[b.split(':').size() - 1]) <= 65535))",
+            f"self.brokers.all(b, !b.matches(':[0-9]+$') || b.matches(':{PORT}$'))",
             "a broker's port lies between 1 and 65535",
         ),
     )
@@ -186,10 +200,7 @@ class Vault(Model):
     """Kerberos Vault, where the recordings are."""
 
     rules = (
-        Rule(
-            "self.apiUrl.matches('^https?://[^/@?#]+(/[^@?#]*)?$') && isURL(self.apiUrl)",
-            "apiUrl must look like http://vault-lb.kerberos-vault/api, without user, password, query or fragment",
-        ),
+        *url_rules("apiUrl", "look like http://vault-lb.kerberos-vault/api, without user, password, query or fragment"),
     )
     api_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
         description="Vault's address, with /api for newer Vaults."
