@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vaultml_common.kafka import dead_letter_topic
 from vaultml_operator.api.base import (
     HOST,
     PORT,
@@ -16,6 +17,9 @@ from vaultml_operator.api.base import (
     trimmed_rule,
     url_rules,
 )
+
+DEAD_LETTERS = dead_letter_topic("", "")
+"""What the name of a dead-letter topic ends in, after the target's name or, without a target, the queue's."""
 
 
 class CertificateAuthority(Model):
@@ -161,8 +165,17 @@ class Queue(Model):
         Rule("self.system != 'KAFKA' || has(self.kafka)", "system KAFKA needs the block kafka: give brokers and group"),
         Rule("self.target != self.name", "target must differ from name, or each result is taken for a new event"),
         Rule(
-            "self.target == '' || self.target + '.dlq' != self.name",
-            "name must not be where the dead letters go (target with .dlq): read them with another target",
+            f"self.target == '' || self.target + '{DEAD_LETTERS}' != self.name",
+            "name must not be the dead-letter topic of target, or failed messages are read again without end: to "
+            "replay dead letters, set another target, e.g. <target>-replay",
+            f"'name must not be the dead-letter topic of target ' + self.target + ', or failed messages are read again "
+            "without end: to replay dead letters, set another target, e.g. ' + self.target + '-replay, so that those "
+            f"that fail again go to ' + self.target + '-replay{DEAD_LETTERS}'",
+        ),
+        # Results in such a topic would be replayed with the dead letters of another pipeline.
+        Rule(
+            f"!self.target.endsWith('{DEAD_LETTERS}')",
+            f"target must not end in {DEAD_LETTERS}: such a topic holds dead letters, not results",
         ),
         Rule(
             "self.name.matches('^[a-zA-Z0-9._-]+$') && self.name != '.' && self.name != '..'",

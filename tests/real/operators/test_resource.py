@@ -56,7 +56,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.queue.name", "..", "name must be a topic's name"),
     ("spec.queue.name", "q" * 246, "Too long: may not be more than 245"),
     ("spec.queue.name", "kcloud-analysis-queue.fifo", "the queues of Hub's classifier are not supported"),
-    ("spec.queue.name", "out.dlq", "name must not be where the dead letters go"),
     ("spec.queue.kafka.group", "group ", "without blanks or quotes around it"),
     ("spec.queue.target", "in", "target must differ from name, or each result is taken for a new event"),
     ("spec.queue.target", "out?", "target must be a topic's name"),
@@ -268,6 +267,16 @@ ONE_SENTENCE: list[tuple[str, Any, str]] = [
         for port in PORTS
         if port != ":"
     ),
+    (
+        "spec.queue.name",
+        "out.dlq",
+        "to replay dead letters, set another target, e.g. out-replay, so that those that fail again go to "
+        "out-replay.dlq",
+    ),
+    # A pipeline without a target has its dead letters in in.dlq: back to in is no way out.
+    ("spec.queue", {"name": "in.dlq", "target": "in", "kafka": BROKERS}, "set another target, e.g. in-replay"),
+    ("spec.queue.target", "in.dlq", "target must not end in .dlq: such a topic holds dead letters"),
+    ("spec.queue", {"name": "in.dlq", "target": "in.dlq.dlq", "kafka": BROKERS}, "target must not end in .dlq"),
     *(("spec.queue.name", name, "name must be a topic's name") for name in spaced("in")),
     *(("spec.queue.target", name, "target must be a topic's name") for name in spaced("out")),
     *(("spec.queue.kafka.group", name, "group must be printable") for name in ("g\n", "\tg", "g\x00h", "g\nh", " g")),
@@ -436,6 +445,8 @@ def test_a_fault_is_answered_by_one_sentence(crds: Cluster, where: str, value: A
         ("spec.worker.podTemplate", {"spec": {"containers": [{"name": "worker", "livenessProbe": None}]}}),
         ("spec.queue.target", ""),
         ("spec.queue.name", "site-1_cameras.v2"),
+        ("spec.queue", {"name": "out.dlq", "target": "out-replay", "kafka": BROKERS}),
+        ("spec.queue", {"name": "out.dlq", "target": "", "kafka": BROKERS}),
         (
             "spec.worker.env",
             [{"name": "TOKENIZERS_PARALLELISM", "value": "false"}, {"name": "MAX_TOKENS", "value": "9"}],
