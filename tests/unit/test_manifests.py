@@ -182,6 +182,25 @@ def test_a_service_account_is_there_before_the_pods_that_need_it() -> None:
     assert kinds(pipeline(worker={"serviceAccount": {"create": True}}))[:2] == ["ServiceAccount", "Deployment"]
 
 
+def test_a_worker_that_is_not_ready_may_be_evicted() -> None:
+    (budget,) = (each for each in render(pipeline()) if each["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def annotations(given: api.Pipeline) -> Any:
+    return render(given)[0]["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_a_node_can_be_removed_although_workers_keep_files_on_it() -> None:
+    safe = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    assert annotations(pipeline())[safe] == "tmp,engine-cache"
+    assert annotations(pipeline(model={"engineCache": {"claimName": "c"}}))[safe] == "tmp"
+    patch = {"metadata": {"annotations": {safe: ""}}, "spec": {"volumes": [{"name": "mine", "emptyDir": {}}]}}
+    assert annotations(pipeline(worker={"podTemplate": {"spec": patch["spec"]}}))[safe] == "tmp,engine-cache"
+    assert annotations(pipeline(worker={"podTemplate": patch}))[safe] == ""
+
+
 def test_runtime_class_only_when_asked() -> None:
     assert "runtimeClassName" not in pod(pipeline())
     assert pod(pipeline(worker={"runtimeClassName": "nvidia"}))["runtimeClassName"] == "nvidia"
