@@ -1,9 +1,11 @@
 """The command `vaultml-operator`."""
 
 import asyncio
+import errno
 import faulthandler
 import logging
 import os
+import socket
 import sys
 import time
 from importlib.metadata import version
@@ -57,7 +59,9 @@ def run(
     host: Annotated[
         str, typer.Option(envvar="HTTP_HOST", help="Address of health and metrics; :: means all, IPv4 and IPv6.")
     ] = "::",
-    port: Annotated[int, typer.Option(envvar="HTTP_PORT", help="Its port; 0 picks a free one.")] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="HTTP_PORT", help="Its port; 0 picks a free one.")
+    ] = 8080,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Pipelines in work at the same time.")] = 16,
     resync_seconds: Annotated[
         float, typer.Option(min=10, help="How often each pipeline is looked at without any event.")
@@ -90,12 +94,54 @@ def run(
         resync_seconds=resync_seconds,
         deadline_seconds=deadline_seconds,
     )
-    sys.exit(asyncio.run(_run(Operator, options)))
+    try:
+        sys.exit(asyncio.run(_run(Operator, options)))
+    except _CannotListen as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+        sys.exit(1)
 
 
 async def _run(operator: Any, options: Any) -> int:
+    await _check_address(options.host, options.port)
     status: int = await operator(options).run()
     return status
+
+
+class _CannotListen(Exception):  # noqa: N818 - named for what it is about
+    """Health and metrics can't be served at the address; the message says which option to change."""
+
+
+async def _check_address(host: str, port: int) -> None:
+    """Listen for a moment, as the operator will. Raises _CannotListen.
+
+    An OSError of the running operator could be anything; here it is about the address.
+    """
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, None if host == "::" else host.strip("[]"), port
+        )
+    except OSError as error:
+        raise _CannotListen(_listening_error(host, port, error)) from None
+    server.close()
+    await server.wait_closed()
+
+
+def _listening_error(host: str, port: int, error: OSError) -> str:
+    where = f"health and metrics can't be served on port {port} of {host}"
+    match error.errno:
+        case _ if isinstance(error, socket.gaierror):
+            return (
+                f"{where}: {host} is no address or known host name: correct --host (HTTP_HOST); :: means all addresses"
+            )
+        case errno.EADDRINUSE:
+            return f"{where}: the port is in use: choose another with --port (HTTP_PORT), or stop what listens there"
+        case errno.EACCES | errno.EPERM:
+            return f"{where}: the user may not use this port: choose one from 1024 with --port (HTTP_PORT)"
+        # Where no address is left to bind to, asyncio gives no number.
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT | None:
+            return f"{where}: this machine has no such address: correct --host (HTTP_HOST); :: means all addresses"
+        case _:
+            return f"{where}: {error.strerror}: check --host (HTTP_HOST) and --port (HTTP_PORT)"
 
 
 @app.command()
