@@ -218,7 +218,7 @@ async def _pipeline(namespace: str | None, name: str) -> dict[str, Any]:
     finally:
         await client.close()  # type: ignore[no-untyped-call]
     if body is None:
-        raise LookupError(f"there is no pipeline {name} in the namespace {where}: see kubectl get pipelines -A")
+        raise LookupError(f"there is no pipeline {name} in the namespace {where}: see kubectl get vmlp -A")
     return body
 
 

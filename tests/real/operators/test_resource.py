@@ -490,7 +490,6 @@ def test_kubectl_finds_it_by_every_name(crds: Cluster, namespace: str, name: str
         "DESIRED",
         "LAG",
         "RATE",
-        "GPU",
         "REASON",
         "AGE",
     ]
