@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -236,9 +237,57 @@ def install(
     image: Annotated[str, typer.Option(help="Image of the operator.")] = _IMAGE,
     worker_image: WorkerImage = _WORKER_IMAGE,
     replicas: Annotated[int, typer.Option(min=1, max=9, help="Replicas; one leads, the others stand by.")] = 2,
+    user_ids: Annotated[
+        bool, typer.Option(help="Set the pods' user and group ids; OpenShift assigns its own: --no-user-ids.")
+    ] = True,
+    image_pull_secret: Annotated[
+        list[str] | None, typer.Option(help="Secret to pull the operator's image with; repeatable.")
+    ] = None,
+    request: Annotated[
+        list[str] | None, typer.Option(help="Resource request, as in cpu=100m or memory=256Mi; repeatable.")
+    ] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="Resource limit, as in memory=1Gi; repeatable.")] = None,
+    toleration: Annotated[
+        list[str] | None, typer.Option(help="Taint to tolerate, as in key=value:NoSchedule or key; repeatable.")
+    ] = None,
+    priority_class: Annotated[str | None, typer.Option(help="PriorityClass of the pods.")] = None,
+    network_policy: Annotated[
+        bool, typer.Option("--network-policy", help="Add a NetworkPolicy: only health and metrics can be reached.")
+    ] = False,
 ) -> None:
-    """Print all that runs the operator in a cluster: CRD, namespace, RBAC, Deployment."""
-    typer.echo(_yaml(installation.manifests(image, worker_image, namespace or (), replicas)), nl=False)
+    """Print all that runs the operator in a cluster: CRD, namespace, RBAC, Deployment, Service, PodDisruptionBudget."""
+    try:
+        pods = installation.PodOptions(
+            user_ids=user_ids,
+            pull_secrets=image_pull_secret or (),
+            priority_class=priority_class,
+            requests=_amounts("--request", request or ()),
+            limits=_amounts("--limit", limit or ()),
+            tolerations=toleration or (),
+        )
+        printed = installation.manifests(
+            image, worker_image, namespace or (), replicas, pods=pods, network_policy=network_policy
+        )
+    except installation.BadOption as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+        sys.exit(2)
+    typer.echo(_yaml(printed), nl=False)
+
+
+def _amounts(option: str, given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, _, amount = each.partition("=")
+        if name not in ("cpu", "memory", "ephemeral-storage") or not amount:
+            raise installation.BadOption(f"{option} {each}: write cpu=100m, memory=256Mi or ephemeral-storage=1Gi")
+        found[name] = amount
+    return found
+
+
+@app.command()
+def kustomizeconfig() -> None:
+    """Print kustomize's configuration for the Secrets and ConfigMaps that a pipeline refers to."""
+    typer.echo(_yaml([installation.kustomize_config()]), nl=False)
 
 
 @app.command()

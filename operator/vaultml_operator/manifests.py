@@ -210,9 +210,7 @@ def _pod(pipeline: api.Pipeline, credentials: Credentials, image: str) -> dict[s
         "terminationGracePeriodSeconds": worker.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **({"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER} if worker.fixed_user_ids else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

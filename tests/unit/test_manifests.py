@@ -201,6 +201,13 @@ def test_a_node_can_be_removed_although_workers_keep_files_on_it() -> None:
     assert annotations(pipeline(worker={"podTemplate": patch}))[safe] == ""
 
 
+def test_user_and_group_are_left_to_a_platform_that_assigns_them() -> None:
+    assert pod(pipeline())["securityContext"]["runAsUser"] == 65532
+    assigned = pod(pipeline(worker={"fixedUserIds": False}))["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(assigned)
+    assert assigned["runAsNonRoot"] is True
+
+
 def test_runtime_class_only_when_asked() -> None:
     assert "runtimeClassName" not in pod(pipeline())
     assert pod(pipeline(worker={"runtimeClassName": "nvidia"}))["runtimeClassName"] == "nvidia"

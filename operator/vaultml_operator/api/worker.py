@@ -274,6 +274,11 @@ class Worker(Model):
     service_account: ServiceAccount = Field(
         default=ServiceAccount(), description="ServiceAccount of the pods. Absent: the namespace's default."
     )
+    fixed_user_ids: bool = Field(
+        default=True,
+        description="Set runAsUser, runAsGroup and fsGroup of the pods to 65532. false: the platform assigns them, as "
+        "OpenShift does.",
+    )
     recordings_in_flight: int = Field(default=4, ge=1, le=256, description="Recordings in work at once, per worker.")
     termination_grace_period_seconds: int = Field(
         default=120, ge=5, le=3600, description="Seconds that a worker has to finish its recordings when it must go."
