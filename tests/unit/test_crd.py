@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vaultml_common import variables
 from vaultml_operator import crd, reasons
+from vaultml_operator.api.environment import FIELDS
 
 WIDEST = {
     "Name": "a-pipeline-whose-name-has-34-chars",
@@ -29,3 +31,12 @@ def test_a_row_fits_into_120_characters() -> None:
 
 def test_the_first_short_name_is_ours_alone() -> None:
     assert crd.definition()["spec"]["names"]["shortNames"][0] == "vmlp"
+
+
+def test_each_variable_that_the_operator_sets_names_a_field_that_there_is() -> None:
+    assert set(FIELDS) == set(variables.SPEC)
+    spec = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for path in filter(None, FIELDS.values()):
+        schema = spec
+        for step in path.split("."):
+            schema = schema["properties"][step]

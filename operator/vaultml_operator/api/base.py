@@ -56,6 +56,10 @@ HOST = "([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\])"
 """A host name or an address, IPv6 in brackets, as a regular expression in a CEL string."""
 _QUALIFIED = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DOMAIN = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+LABEL_KEY = f"^({_DOMAIN}/)?{_QUALIFIED}$"
+"""The key of a label, annotation or taint as a regular expression."""
+LABEL_VALUE = f"^({_QUALIFIED})?$"
+"""The value of a label or taint as a regular expression."""
 
 
 def url_rules(
@@ -104,7 +108,7 @@ def label_rules(field: str) -> Sequence[Rule]:
     return (
         key_rule(field, "label"),
         Rule(
-            f"!has(self.{field}) || self.{field}.all(k, self.{field}[k].matches('^({_QUALIFIED})?$'))",
+            f"!has(self.{field}) || self.{field}.all(k, self.{field}[k].matches('{LABEL_VALUE}'))",
             f"{field}: the value of a label has at most 63 letters, digits, hyphens, underscores and dots, and begins "
             "and ends with a letter or digit",
         ),
@@ -114,14 +118,12 @@ def label_rules(field: str) -> Sequence[Rule]:
 def key_rule(field: str, kind: str) -> Rule:
     """Return the rule of the keys of labels or annotations."""
     return Rule(
-        f"!has(self.{field}) || self.{field}.all(k, k.size() <= 317 && k.matches('^({_DOMAIN}/)?{_QUALIFIED}$'))",
+        f"!has(self.{field}) || self.{field}.all(k, k.size() <= 317 && k.matches('{LABEL_KEY}'))",
         f"{field}: the key of {'an' if kind[0] in 'aeiou' else 'a'} {kind} is a name such as disk or example.com/disk: "
         "at most 63 letters, digits, hyphens, underscores and dots after the optional domain",
     )
 
 
-LABEL_KEY = f"^({_DOMAIN}/)?{_QUALIFIED}$"
-LABEL_VALUE = f"^({_QUALIFIED})?$"
 Topic = Annotated[str, Field(max_length=245)]  # 249 is Kafka's limit; ".dlq" must fit behind
 ObjectName = Annotated[
     str,

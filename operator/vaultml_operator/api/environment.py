@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from vaultml_common import variables
 from vaultml_operator.api.base import Rule
 
 FIELDS = {
@@ -54,7 +53,6 @@ FIELDS = {
     "LOG_LEVEL": "worker.logLevel",
 }
 """The field of the spec that sets each variable; none for HTTP_PORT, which probes and metrics rely on."""
-assert set(FIELDS) == set(variables.SPEC)
 
 _PLACES = {name: f"set .spec.{field} instead" if field else "it can't be changed" for name, field in FIELDS.items()}
 _MAP = "{" + ", ".join(f"'{name}': \"{place}\"" for name, place in _PLACES.items()) + "}"
