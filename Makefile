@@ -7,7 +7,8 @@ export ORT_DISABLE_TELEMETRY := 1
 
 # What is written by a command of ours: file=command, with : for spaces.
 GENERATED := docs/variables.md=vaultml:variables docs/dead-letters.md=vaultml:dead-letters docs/reasons.md=vaultml-operator:reasons \
-	crds/vaultmlpipelines.ml.kerberos.io.yaml=vaultml-operator:crd deploy/install.yaml=vaultml-operator:install
+	crds/vaultmlpipelines.ml.kerberos.io.yaml=vaultml-operator:crd deploy/install.yaml=vaultml-operator:install \
+	deploy/kustomizeconfig.yaml=vaultml-operator:kustomizeconfig
 written = $(word 1,$(subst =, ,$(1)))
 writer  = $(subst :, ,$(word 2,$(subst =, ,$(1))))
 

@@ -1,11 +1,14 @@
 """The command `vaultml-operator`."""
 
 import asyncio
+import errno
 import faulthandler
 import logging
 import os
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -57,7 +60,9 @@ def run(
     host: Annotated[
         str, typer.Option(envvar="HTTP_HOST", help="Address of health and metrics; :: means all, IPv4 and IPv6.")
     ] = "::",
-    port: Annotated[int, typer.Option(envvar="HTTP_PORT", help="Its port; 0 picks a free one.")] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="HTTP_PORT", help="Its port; 0 picks a free one.")
+    ] = 8080,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Pipelines in work at the same time.")] = 16,
     resync_seconds: Annotated[
         float, typer.Option(min=10, help="How often each pipeline is looked at without any event.")
@@ -90,12 +95,54 @@ def run(
         resync_seconds=resync_seconds,
         deadline_seconds=deadline_seconds,
     )
-    sys.exit(asyncio.run(_run(Operator, options)))
+    try:
+        sys.exit(asyncio.run(_run(Operator, options)))
+    except _CannotListen as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+        sys.exit(1)
 
 
 async def _run(operator: Any, options: Any) -> int:
+    await _check_address(options.host, options.port)
     status: int = await operator(options).run()
     return status
+
+
+class _CannotListen(Exception):  # noqa: N818 - named for what it is about
+    """Health and metrics can't be served at the address; the message says which option to change."""
+
+
+async def _check_address(host: str, port: int) -> None:
+    """Listen for a moment, as the operator will. Raises _CannotListen.
+
+    An OSError of the running operator could be anything; here it is about the address.
+    """
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, None if host == "::" else host.strip("[]"), port
+        )
+    except OSError as error:
+        raise _CannotListen(_listening_error(host, port, error)) from None
+    server.close()
+    await server.wait_closed()
+
+
+def _listening_error(host: str, port: int, error: OSError) -> str:
+    where = f"health and metrics can't be served on port {port} of {host}"
+    match error.errno:
+        case _ if isinstance(error, socket.gaierror):
+            return (
+                f"{where}: {host} is no address or known host name: correct --host (HTTP_HOST); :: means all addresses"
+            )
+        case errno.EADDRINUSE:
+            return f"{where}: the port is in use: choose another with --port (HTTP_PORT), or stop what listens there"
+        case errno.EACCES | errno.EPERM:
+            return f"{where}: the user may not use this port: choose one from 1024 with --port (HTTP_PORT)"
+        # Where no address is left to bind to, asyncio gives no number.
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT | None:
+            return f"{where}: this machine has no such address: correct --host (HTTP_HOST); :: means all addresses"
+        case _:
+            return f"{where}: {error.strerror}: check --host (HTTP_HOST) and --port (HTTP_PORT)"
 
 
 @app.command()
@@ -172,7 +219,7 @@ async def _pipeline(namespace: str | None, name: str) -> dict[str, Any]:
     finally:
         await client.close()  # type: ignore[no-untyped-call]
     if body is None:
-        raise LookupError(f"there is no pipeline {name} in the namespace {where}: see kubectl get pipelines -A")
+        raise LookupError(f"there is no pipeline {name} in the namespace {where}: see kubectl get vmlp -A")
     return body
 
 
@@ -190,9 +237,57 @@ def install(
     image: Annotated[str, typer.Option(help="Image of the operator.")] = _IMAGE,
     worker_image: WorkerImage = _WORKER_IMAGE,
     replicas: Annotated[int, typer.Option(min=1, max=9, help="Replicas; one leads, the others stand by.")] = 2,
+    user_ids: Annotated[
+        bool, typer.Option(help="Set the pods' user and group ids; OpenShift assigns its own: --no-user-ids.")
+    ] = True,
+    image_pull_secret: Annotated[
+        list[str] | None, typer.Option(help="Secret to pull the operator's image with; repeatable.")
+    ] = None,
+    request: Annotated[
+        list[str] | None, typer.Option(help="Resource request, as in cpu=100m or memory=256Mi; repeatable.")
+    ] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="Resource limit, as in memory=1Gi; repeatable.")] = None,
+    toleration: Annotated[
+        list[str] | None, typer.Option(help="Taint to tolerate, as in key=value:NoSchedule or key; repeatable.")
+    ] = None,
+    priority_class: Annotated[str | None, typer.Option(help="PriorityClass of the pods.")] = None,
+    network_policy: Annotated[
+        bool, typer.Option("--network-policy", help="Add a NetworkPolicy: only health and metrics can be reached.")
+    ] = False,
 ) -> None:
-    """Print all that runs the operator in a cluster: CRD, namespace, RBAC, Deployment."""
-    typer.echo(_yaml(installation.manifests(image, worker_image, namespace or (), replicas)), nl=False)
+    """Print all that runs the operator in a cluster: CRD, namespace, RBAC, Deployment, Service, PodDisruptionBudget."""
+    try:
+        pods = installation.PodOptions(
+            user_ids=user_ids,
+            pull_secrets=image_pull_secret or (),
+            priority_class=priority_class,
+            requests=_amounts("--request", request or ()),
+            limits=_amounts("--limit", limit or ()),
+            tolerations=toleration or (),
+        )
+        printed = installation.manifests(
+            image, worker_image, namespace or (), replicas, pods=pods, network_policy=network_policy
+        )
+    except installation.BadOption as error:
+        typer.echo(f"vaultml-operator: {error}", err=True)
+        sys.exit(2)
+    typer.echo(_yaml(printed), nl=False)
+
+
+def _amounts(option: str, given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, _, amount = each.partition("=")
+        if name not in ("cpu", "memory", "ephemeral-storage") or not amount:
+            raise installation.BadOption(f"{option} {each}: write cpu=100m, memory=256Mi or ephemeral-storage=1Gi")
+        found[name] = amount
+    return found
+
+
+@app.command()
+def kustomizeconfig() -> None:
+    """Print kustomize's configuration for the Secrets and ConfigMaps that a pipeline refers to."""
+    typer.echo(_yaml([installation.kustomize_config()]), nl=False)
 
 
 @app.command()

@@ -15,9 +15,10 @@ _COLUMNS = (
     ("Desired", "integer", ".status.autoscaling.desired", "Workers that are wanted by what waits.", 0),
     ("Lag", "integer", ".status.autoscaling.lag", "Recordings that wait.", 0),
     ("Rate", "string", ".status.autoscaling.rate", "Recordings that come per second.", 0),
-    ("GPU", "string", ".status.gpu", "The GPU of each worker.", 0),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', "Why, in one word.", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Since when it exists.", 0),
+    # Long, and the same as in the spec: without it a row with a long name fits into 120 characters.
+    ("GPU", "string", ".status.gpu", "The GPU of each worker.", 1),
     ("Queue", "string", ".spec.queue.name", "Topic that the events are read from.", 1),
     ("Target", "string", ".spec.queue.target", "Topic that the results go to.", 1),
     ("Oldest", "string", ".status.autoscaling.oldest", "How long the oldest recording has waited.", 1),
@@ -36,7 +37,8 @@ def definition() -> dict[str, Any]:
         "singular": api.KIND.lower(),
         "kind": api.KIND,
         "listKind": f"{api.KIND}List",
-        "shortNames": ["pipelines", "pipeline", "vmlp"],
+        # The last two are also the full names of Tekton's resource, which kubectl then prefers.
+        "shortNames": ["vmlp", "pipelines", "pipeline"],
         "categories": ["kerberos"],
     }
     schema = {

@@ -19,6 +19,8 @@ REVISION = f"{api.GROUP}/credentials-revision"
 """Annotation of the pods: changes whenever a Secret or ConfigMap that they read is replaced or edited."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 """Annotation of a pod: of those that can go, the ones with the least go first."""
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""Annotation of the pods: volumes on the node that the cluster autoscaler need not spare a node for."""
 OURS = {"app.kubernetes.io/managed-by": MANAGER}
 
 _PORT = 8080
@@ -153,12 +155,17 @@ def _number(value: float) -> str:
 
 def _deployment(pipeline: api.Pipeline, credentials: Credentials, revision: str, image: str) -> Manifest:
     worker = pipeline.spec.worker
+    pod = _pod(pipeline, credentials, image)
     template = {
         "metadata": {
             "labels": labels(pipeline),
-            "annotations": {REVISION: revision, "kubectl.kubernetes.io/default-container": "worker"},
+            "annotations": {
+                REVISION: revision,
+                "kubectl.kubernetes.io/default-container": "worker",
+                SAFE_TO_EVICT: _local_volumes(pod),
+            },
         },
-        "spec": _pod(pipeline, credentials, image),
+        "spec": pod,
     }
     return _object(
         pipeline,
@@ -173,6 +180,17 @@ def _deployment(pipeline: api.Pipeline, credentials: Credentials, revision: str,
             "template": merge(template, worker.pod_template.model_dump(by_alias=True, exclude_none=True)),
         },
     )
+
+
+def _local_volumes(pod: Manifest) -> str:
+    """Return the names of the pod's own volumes on the node, comma-separated.
+
+    The cluster autoscaler removes no node with a pod that has local storage, so an idle GPU node would stay for ever.
+    A worker can be evicted at any time: it finishes what it has on SIGTERM, the rest is read again from the queue, and
+    a built engine is built anew. Rather these volumes by name than safe-to-evict: "true", which would also cover
+    volumes and sidecars that a podTemplate adds.
+    """
+    return ",".join(each["name"] for each in pod["volumes"] if "emptyDir" in each)
 
 
 def _pod(pipeline: api.Pipeline, credentials: Credentials, image: str) -> dict[str, Any]:
@@ -192,9 +210,7 @@ def _pod(pipeline: api.Pipeline, credentials: Credentials, image: str) -> dict[s
         "terminationGracePeriodSeconds": worker.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **({"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER} if worker.fixed_user_ids else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -303,7 +319,12 @@ def _tolerations(worker: api.Worker) -> list[dict[str, Any]]:
 
 
 def _disruption_budget(pipeline: api.Pipeline) -> Manifest:
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector(pipeline)}}
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": selector(pipeline)},
+        # A worker that is not ready does no work: otherwise one that crash-loops blocks the drain of its node.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
     return _object(pipeline, "policy/v1", "PodDisruptionBudget", spec)
 
 

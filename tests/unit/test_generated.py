@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("crd", "crds/vaultmlpipelines.ml.kerberos.io.yaml"),
         ("install", "deploy/install.yaml"),
+        ("kustomizeconfig", "deploy/kustomizeconfig.yaml"),
         ("reasons", "docs/reasons.md"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.real.operators.test_resource import BAD, spoilt
+from tests.real.operators.test_resource import BAD, ONE_SENTENCE, spoilt
 from vaultml_operator import crd
 from vaultml_operator.local import documents
 from vaultml_operator.local.documents import SLOT, BadFile
@@ -103,6 +103,15 @@ def test_a_wrong_field_is_named_with_what_to_write(tmp_path: Path, spec: dict[st
 def test_what_a_real_api_server_refuses_is_refused_here(tmp_path: Path, where: str, value: Any, sentence: str) -> None:
     said = refusal(tmp_path, spoilt(where, value))
     assert sentence in said or sentence not in RULES, said
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "sentence"), ONE_SENTENCE, ids=[f"{n}-{each[0]}" for n, each in enumerate(ONE_SENTENCE)]
+)
+def test_a_fault_is_answered_by_one_sentence(tmp_path: Path, where: str, value: Any, sentence: str) -> None:
+    said = refusal(tmp_path, json.dumps(spoilt(where, value)))
+    assert sentence in said
+    assert "\n  " not in said
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,32 @@ def test_a_service_account_is_there_before_the_pods_that_need_it() -> None:
     assert kinds(pipeline(worker={"serviceAccount": {"create": True}}))[:2] == ["ServiceAccount", "Deployment"]
 
 
+def test_a_worker_that_is_not_ready_may_be_evicted() -> None:
+    (budget,) = (each for each in render(pipeline()) if each["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def annotations(given: api.Pipeline) -> Any:
+    return render(given)[0]["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_a_node_can_be_removed_although_workers_keep_files_on_it() -> None:
+    safe = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    assert annotations(pipeline())[safe] == "tmp,engine-cache"
+    assert annotations(pipeline(model={"engineCache": {"claimName": "c"}}))[safe] == "tmp"
+    patch = {"metadata": {"annotations": {safe: ""}}, "spec": {"volumes": [{"name": "mine", "emptyDir": {}}]}}
+    assert annotations(pipeline(worker={"podTemplate": {"spec": patch["spec"]}}))[safe] == "tmp,engine-cache"
+    assert annotations(pipeline(worker={"podTemplate": patch}))[safe] == ""
+
+
+def test_user_and_group_are_left_to_a_platform_that_assigns_them() -> None:
+    assert pod(pipeline())["securityContext"]["runAsUser"] == 65532
+    assigned = pod(pipeline(worker={"fixedUserIds": False}))["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(assigned)
+    assert assigned["runAsNonRoot"] is True
+
+
 def test_runtime_class_only_when_asked() -> None:
     assert "runtimeClassName" not in pod(pipeline())
     assert pod(pipeline(worker={"runtimeClassName": "nvidia"}))["runtimeClassName"] == "nvidia"
@@ -210,16 +236,17 @@ def test_pod_template_has_the_last_word() -> None:
     patched = pod(
         pipeline(
             worker={
+                "env": [{"name": "ENGINE_BATCH", "value": "8"}],
                 "podTemplate": {
                     "spec": {
                         "hostNetwork": True,
                         "containers": [
-                            {"name": "worker", "workingDir": "/w", "env": [{"name": "LOG_LEVEL", "value": "DEBUG"}]},
+                            {"name": "worker", "workingDir": "/w", "env": [{"name": "ENGINE_BATCH", "value": "4"}]},
                             {"name": "sidecar", "image": "s"},
                         ],
                         "volumes": [{"name": "tmp", "emptyDir": {}}],
                     }
-                }
+                },
             }
         )
     )
@@ -227,8 +254,8 @@ def test_pod_template_has_the_last_word() -> None:
     assert patched["hostNetwork"] is True
     assert worker["workingDir"] == "/w"
     assert worker["args"] == ["worker"]
-    assert {"name": "LOG_LEVEL", "value": "DEBUG"} in worker["env"]
-    assert len([each for each in worker["env"] if each["name"] == "LOG_LEVEL"]) == 1
+    assert {"name": "ENGINE_BATCH", "value": "4"} in worker["env"]
+    assert len([each for each in worker["env"] if each["name"] == "ENGINE_BATCH"]) == 1
     assert sidecar == {"name": "sidecar", "image": "s"}
 
 

@@ -70,6 +70,10 @@ class Autoscaling(Model):
             "idleReplicas must not exceed minReplicas: it is for when nothing waits",
         ),
         Rule(
+            "!has(self.fallback) || !has(self.maxReplicas) || self.fallback.replicas <= self.maxReplicas",
+            "fallback.replicas must not exceed maxReplicas: lower the one or raise the other",
+        ),
+        Rule(
             "self.gpuCapacity == 'Observed' || has(self.maxReplicas)",
             "gpuCapacity Unlimited needs maxReplicas: nothing else would bound the number of workers",
         ),

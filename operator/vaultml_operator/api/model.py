@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vaultml_operator.api.base import SET_LIST, Model, ObjectName, Rule
+from vaultml_operator.api.base import SET_LIST, Model, ObjectName, Rule, trimmed_rule, url_rules
 
 
 class Claim(Model):
@@ -27,11 +27,11 @@ class NeuralNetwork(Model):
             "[has(self.name), has(self.path), has(self.url)].filter(x, x).size() <= 1",
             "give one of name (a published model), path (a file) and url, or none for the image's own model",
         ),
-        Rule(
-            "!has(self.url) || (isURL(self.url) && "
-            "self.url.matches('^https?://[^/@?#[:space:]]+/[^@?#[:space:]]+[.](cfg|onnx)$'))",
-            "url must be http(s) and end in .cfg (with .weights beside it) or .onnx, without user, password, query or "
-            "fragment",
+        *url_rules(
+            "url",
+            "be http(s) and end in .cfg (with .weights beside it) or .onnx, without user, password, query or fragment",
+            optional=True,
+            suffix="[.](cfg|onnx)",
         ),
         Rule(
             "!has(self.url) || has(self.sha256)",
@@ -70,6 +70,7 @@ class NeuralNetwork(Model):
             f"{_PATHS}.all(p, !('..' in p.split('/')))",
             "paths must not contain ..",
         ),
+        trimmed_rule(f"{_PATHS}.all(t, {{}})", "path, weights and names"),
     )
     name: Literal["yolov3", "yolov3-tiny"] | None = Field(
         default=None,
@@ -117,6 +118,7 @@ class Detection(Model):
             "self.classes.all(c, c.matches('^[^,]+$'))",
             "a class is one label, without commas: give a list, e.g. [car, person]",
         ),
+        trimmed_rule("self.classes.all(t, {})", "a class"),
     )
     number_of_predictions: int = Field(
         default=5, ge=1, le=1000, description="Frames looked at per recording, spread evenly over its duration."

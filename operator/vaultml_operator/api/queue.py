@@ -4,7 +4,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vaultml_operator.api.base import SET_LIST, KeyRef, Model, Rule, SecretRef, Topic
+from vaultml_common.kafka import dead_letter_topic
+from vaultml_operator.api.base import (
+    HOST,
+    PORT,
+    SET_LIST,
+    KeyRef,
+    Model,
+    Rule,
+    SecretRef,
+    Topic,
+    trimmed_rule,
+    url_rules,
+)
+
+DEAD_LETTERS = dead_letter_topic("", "")
+"""What the name of a dead-letter topic ends in, after the target's name or, without a target, the queue's."""
 
 
 class CertificateAuthority(Model):
@@ -26,10 +41,9 @@ class OAuth(Model):
     """Login with a token of an OpenID Connect provider (grant client_credentials), for mechanism OAUTHBEARER."""
 
     rules = (
-        Rule(
-            "self.tokenUrl.matches('^https?://[^/@?#]+(/[^@#]*)?$') && isURL(self.tokenUrl)",
-            "tokenUrl must look like https://idp.example/realms/kafka/protocol/openid-connect/token",
-        ),
+        *url_rules("tokenUrl", "look like https://idp.example/realms/kafka/protocol/openid-connect/token", query=True),
+        trimmed_rule("[self.scope].all(t, {})", "scope"),
+        trimmed_rule("[self.extensions].all(t, {})", "extensions"),
     )
     token_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
         description="The provider's token endpoint."
@@ -84,12 +98,16 @@ class Kafka(Model):
             "group must be printable, without blanks or quotes around it",
         ),
         Rule(
-            "self.brokers.all(b, b.matches('^([a-zA-Z0-9_][-a-zA-Z0-9_.]*|\\\\[[0-9a-fA-F:.]+\\\\]):[0-9]{1,5}$'))",
+            "!has(self.awsRegion) || self.awsRegion.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "awsRegion must be the name of a region, e.g. eu-central-1",
+        ),
+        trimmed_rule("!has(self.username) || [self.username].all(t, {})", "username"),
+        Rule(
+            f"self.brokers.all(b, b.matches('^{HOST}:[0-9]+$'))",
             'each broker is host:port, without a scheme or spaces, e.g. "kafka.kafka:9092"',
         ),
         Rule(
-            "self.brokers.all(b, !b.matches(':[0-9]{1,5}$') || (int(b.split(':')[b.split(':').size() - 1]) >= 1 && "
-            "int(b.split(':')[b.split(':').size() - 1]) <= 65535))",
+            f"self.brokers.all(b, !b.matches(':[0-9]+$') || b.matches(':{PORT}$'))",
             "a broker's port lies between 1 and 65535",
         ),
     )
@@ -147,8 +165,17 @@ class Queue(Model):
         Rule("self.system != 'KAFKA' || has(self.kafka)", "system KAFKA needs the block kafka: give brokers and group"),
         Rule("self.target != self.name", "target must differ from name, or each result is taken for a new event"),
         Rule(
-            "self.target == '' || self.target + '.dlq' != self.name",
-            "name must not be where the dead letters go (target with .dlq): read them with another target",
+            f"self.target == '' || self.target + '{DEAD_LETTERS}' != self.name",
+            "name must not be the dead-letter topic of target, or failed messages are read again without end: to "
+            "replay dead letters, set another target, e.g. <target>-replay",
+            f"'name must not be the dead-letter topic of target ' + self.target + ', or failed messages are read again "
+            "without end: to replay dead letters, set another target, e.g. ' + self.target + '-replay, so that those "
+            f"that fail again go to ' + self.target + '-replay{DEAD_LETTERS}'",
+        ),
+        # Results in such a topic would be replayed with the dead letters of another pipeline.
+        Rule(
+            f"!self.target.endsWith('{DEAD_LETTERS}')",
+            f"target must not end in {DEAD_LETTERS}: such a topic holds dead letters, not results",
         ),
         Rule(
             "self.name.matches('^[a-zA-Z0-9._-]+$') && self.name != '.' && self.name != '..'",
@@ -186,10 +213,7 @@ class Vault(Model):
     """Kerberos Vault, where the recordings are."""
 
     rules = (
-        Rule(
-            "self.apiUrl.matches('^https?://[^/@?#]+(/[^@?#]*)?$') && isURL(self.apiUrl)",
-            "apiUrl must look like http://vault-lb.kerberos-vault/api, without user, password, query or fragment",
-        ),
+        *url_rules("apiUrl", "look like http://vault-lb.kerberos-vault/api, without user, password, query or fragment"),
     )
     api_url: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
         description="Vault's address, with /api for newer Vaults."

@@ -1,11 +1,25 @@
 """The worker pods."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vaultml_common import variables
-from vaultml_operator.api.base import Annotations, Key, Labels, Model, ObjectName, Quantity, Rule, SecretRef, map_list
+from vaultml_operator.api.base import (
+    LABEL_KEY,
+    LABEL_VALUE,
+    Annotations,
+    Key,
+    Labels,
+    Model,
+    ObjectName,
+    Quantity,
+    Rule,
+    SecretRef,
+    key_rule,
+    label_rules,
+    map_list,
+)
+from vaultml_operator.api.environment import PodSpecPatch, owned_rule, secret_rules
 
 
 class Gpu(Model):
@@ -31,11 +45,22 @@ class Gpu(Model):
 
 def _within_limit(name: str) -> Rule:
     both = " && ".join(f"has(self.{each}) && '{name}' in self.{each}" for each in ("requests", "limits"))
-    request, limit = (f"quantity(string(self.{each}['{name}']))" for each in ("requests", "limits"))
+    request, limit = (f"string(self.{each}['{name}'])" for each in ("requests", "limits"))
     return Rule(
-        f"!({both}) || {request}.compareTo({limit}) <= 0",
+        f"!({both}) || !isQuantity({request}) || !isQuantity({limit}) || "
+        f"quantity({request}).compareTo(quantity({limit})) <= 0",
         f"the request of {name} must not exceed its limit",
     )
+
+
+_AMOUNTS = "[has(self.requests) ? self.requests : {}, has(self.limits) ? self.limits : {}]"
+
+
+def _amounts(names: str, test: str) -> str:
+    """Return CEL: each quantity whose name `k` passes `names` passes `test`, where it is written {}."""
+    amount = "string(r[k])"
+    passes = test.replace("{}", f"quantity({amount})")
+    return f"{_AMOUNTS}.all(r, r.all(k, !({names}) || !isQuantity({amount}) || {passes}))"
 
 
 class Resources(Model):
@@ -44,15 +69,28 @@ class Resources(Model):
     rules = (
         _within_limit("cpu"),
         _within_limit("memory"),
+        Rule(f"{_AMOUNTS}.all(r, r.all(k, !k.contains('/')))", "GPUs are asked for by worker.gpu, not here"),
         Rule(
-            "[has(self.requests) ? self.requests : {}, has(self.limits) ? self.limits : {}].all(r, "
-            "r.all(k, !k.contains('/')))",
-            "GPUs are asked for by worker.gpu, not here",
+            f"{_AMOUNTS}.all(r, r.all(k, k.contains('/') || k.startsWith('hugepages-') || "
+            "k in ['cpu', 'memory', 'ephemeral-storage']))",
+            "a resource is one of cpu, memory, ephemeral-storage and hugepages-<size>",
         ),
         Rule(
-            "[has(self.requests) ? self.requests : {}, has(self.limits) ? self.limits : {}].all(r, "
-            "r.all(k, isQuantity(string(r[k]))))",
+            f"{_AMOUNTS}.all(r, r.all(k, isQuantity(string(r[k]))))",
             "an amount is written like 500m or 2 (cpu), 512Mi or 4Gi (memory)",
+        ),
+        Rule(
+            _amounts("true", "{}.compareTo(quantity('0')) > 0"),
+            "an amount must be more than 0: leave the resource out to set none",
+        ),
+        # 512m of memory is half a byte, 4Gi of CPU are four billion cores: the unit of the one for the other.
+        Rule(
+            _amounts("k == 'memory'", "({}.compareTo(quantity('1Mi')) >= 0 || {}.compareTo(quantity('0')) <= 0)"),
+            "an amount of memory must be at least 1Mi: write 512Mi, not 512m or 512",
+        ),
+        Rule(
+            _amounts("k == 'cpu'", "{}.compareTo(quantity('4096')) <= 0"),
+            "an amount of cpu must be at most 4096 cores: write 500m or 2, without Mi or Gi",
         ),
     )
     requests: Annotated[dict[str, Quantity], Field(max_length=8)] | None = Field(
@@ -81,6 +119,18 @@ class Toleration(Model):
             "operator Exists compares no value: leave value out, or use operator Equal",
         ),
         Rule("self.operator == 'Exists' || has(self.key)", "operator Equal needs key"),
+        Rule(
+            f"!has(self.key) || self.key == '' || (self.key.matches('{LABEL_KEY}'))",
+            "key must be the key of a taint, e.g. nvidia.com/gpu, without blanks",
+        ),
+        Rule(
+            f"!has(self.value) || self.value.matches('{LABEL_VALUE}')",
+            "value must be letters, digits, hyphens, underscores and dots, without blanks",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds needs effect NoExecute",
+        ),
     )
 
 
@@ -95,6 +145,7 @@ class EnvKeyRef(Model):
 class FieldRef(Model):
     """A field of the pod."""
 
+    rules = (Rule("self.fieldPath.matches('^[!-~]+$')", "fieldPath must not contain blanks, tabs or newlines"),)
     field_path: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="e.g. spec.nodeName.")
 
 
@@ -117,15 +168,8 @@ class EnvVar(Model):
 
     rules = (
         Rule("!has(self.value) || !has(self.valueFrom)", "give value or valueFrom, not both"),
-        Rule(
-            f"!(self.name in {list(variables.SPEC)!r})",
-            "this variable is decided by a field of the spec: see kubectl explain vaultmlpipeline.spec",
-        ),
-        Rule(
-            "!self.name.matches('(?i)passw|(^|_)(secret|token|(access|api)_?key|credentials?)(_|$)') || "
-            "has(self.valueFrom)",
-            "this looks like a secret: use valueFrom.secretKeyRef, so that it does not stand in the resource",
-        ),
+        owned_rule("self"),
+        *secret_rules("self"),
     )
     name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")] = Field(
         description="Name of the variable."
@@ -142,6 +186,7 @@ class ServiceAccount(Model):
             "self.create || !has(self.annotations)",
             "annotations are put on a ServiceAccount of ours: set create to true, or annotate yours",
         ),
+        key_rule("annotations", "annotation"),
     )
     create: bool = Field(default=False, description="Create one for this pipeline, named as it is unless name is set.")
     name: ObjectName | None = Field(default=None, description="Name of an existing one, or of the one to create.")
@@ -163,6 +208,8 @@ class PodMetadata(Model):
             "!has(self.annotations) || self.annotations.all(k, !k.startsWith('ml.kerberos.io/'))",
             "annotations ml.kerberos.io/… are the operator's: choose others",
         ),
+        *label_rules("labels"),
+        key_rule("annotations", "annotation"),
     )
     labels: Labels | None = Field(default=None, description="Labels to add.")
     annotations: Annotations | None = Field(default=None, description="Annotations to add.")
@@ -172,11 +219,10 @@ class PodTemplate(Model):
     """A patch on the pod template: the last word on anything that has no field of its own."""
 
     metadata: PodMetadata | None = Field(default=None, description="Labels and annotations to add.")
-    spec: dict[str, Any] | None = Field(
+    spec: PodSpecPatch | None = Field(
         default=None,
         description="Merged into the pod's spec: maps by key, lists of named things (containers, volumes, …) by name, "
         "volumeMounts by mountPath, other lists are replaced. The worker's container is named worker.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
 
@@ -188,12 +234,13 @@ class Worker(Model):
             "!has(self.engine) || self.engine != 'tensorrt' || self.gpu.count > 0",
             "engine tensorrt needs a GPU: set gpu.count to 1 or more, or engine to onnxruntime",
         ),
+        *label_rules("nodeSelector"),
         Rule(
-            "!has(self.nodeSelector) || self.nodeSelector.all(k, k.size() <= 317)",
-            "a label's key in nodeSelector has at most 317 characters",
+            "!has(self.image) || self.image.matches('^[!-~]+$')",
+            "image must not contain blanks, tabs or newlines",
         ),
     )
-    image: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^\S+$")] | None = Field(
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None, description="Image of the worker. Absent: the one that belongs to the operator's version."
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
@@ -227,6 +274,11 @@ class Worker(Model):
     service_account: ServiceAccount = Field(
         default=ServiceAccount(), description="ServiceAccount of the pods. Absent: the namespace's default."
     )
+    fixed_user_ids: bool = Field(
+        default=True,
+        description="Set runAsUser, runAsGroup and fsGroup of the pods to 65532. false: the platform assigns them, as "
+        "OpenShift does.",
+    )
     recordings_in_flight: int = Field(default=4, ge=1, le=256, description="Recordings in work at once, per worker.")
     termination_grace_period_seconds: int = Field(
         default=120, ge=5, le=3600, description="Seconds that a worker has to finish its recordings when it must go."
@@ -253,6 +305,14 @@ class Worker(Model):
 class Monitoring(Model):
     """Prometheus."""
 
+    rules = (
+        Rule(
+            "!has(self.labels) || self.labels.all(k, !k.startsWith('ml.kerberos.io/') && "
+            "!k.startsWith('app.kubernetes.io/'))",
+            "labels ml.kerberos.io/… and app.kubernetes.io/… are the operator's: choose others",
+        ),
+        *label_rules("labels"),
+    )
     pod_monitor: bool = Field(
         default=False, description="Create a PodMonitor (the Prometheus operator's CRDs must be there)."
     )

@@ -109,7 +109,7 @@ def test_apply_watch_change_rotate_delete(
 
         keys = uploaded(4)
         wait_for(lambda: keys <= set(scene.target.keys()), 60, "the results of four recordings")
-        row = here.kubectl("get", "pipelines").splitlines()[1].split()
+        row = here.kubectl("get", "vmlp", "-o", "wide").splitlines()[1].split()
         assert row[:3] == ["highway", "True", "2/2"]
         assert {"nvidia.com/gpu:1", "Running"} < set(row)
         labels = {

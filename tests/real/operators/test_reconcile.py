@@ -51,7 +51,7 @@ def test_a_pipeline_becomes_ready_and_says_so(kafka: Broker, pipelines: Pipeline
     pipelines.apply(body(kafka, replicas=2))
     pipelines.wait("p", "Running")
     pipelines.kubectl("wait", "--for=condition=Ready", "vmlp/p", "--timeout=10s")
-    row = pipelines.kubectl("get", "pipelines").splitlines()[1].split()
+    row = pipelines.kubectl("get", "vmlp", "-o", "wide").splitlines()[1].split()
     assert row[:3] == ["p", "True", "2/2"]
     assert {"nvidia.com/gpu:1", "Running"} < set(row)
     assert len(pipelines.all("pods")) == 2
