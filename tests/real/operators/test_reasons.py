@@ -11,7 +11,7 @@ from testbed.kafka import Broker
 from testbed.operator import Operator, Pipelines
 from testbed.process import LOOPBACK, free_port, wait_for
 from tests.real.operators.test_reconcile import group
-from vaultml_operator import reasons
+from vaultml_operator import install, reasons
 from vaultml_worker.dev.vault import Account, VaultServer, application
 
 QUEUE = "reasons-queue"
@@ -158,6 +158,42 @@ def test_a_container_that_cannot_be_made(kafka: Broker, pipelines: Pipelines, ma
     saying(pipelines, "ContainerConfigError", 'secret "extra" not found')
     pipelines.apply(body(kafka))
     healed(pipelines)
+
+
+def test_a_volume_that_cannot_be_mounted(kafka: Broker, pipelines: Pipelines, machine: dict[str, Any]) -> None:
+    """Without rights on Events it is what the volumes lack; with them it is the kubelet's own message."""
+    labels = {"name": "labels", "configMap": {"name": "classes"}}
+    template = {"spec": {"volumes": [labels]}}
+    pipelines.apply(body(kafka, podTemplate=template, **machine))
+    saying(pipelines, "VolumeMountFailed", "volume labels needs the ConfigMap classes, which does not exist")
+    account = f"--serviceaccount={install.NAMESPACE}:{install.NAME}"
+    pipelines.kubectl("create", "role", "events", "--verb=list", "--resource=events.events.k8s.io")
+    pipelines.kubectl("create", "rolebinding", "events", "--role=events", account)
+    words = 'MountVolume.SetUp failed for volume "labels"'
+    wait_for(lambda: words in pipelines.condition("p").get("message", ""), 40, "the kubelet's message")
+    assert pipelines.condition("p")["reason"] == "VolumeMountFailed"
+    pipelines.kubectl("create", "configmap", "classes", "--from-literal=a=b")
+    wait_for(lambda: pipelines.condition("p").get("reason") != "VolumeMountFailed", 40, "the volume to be mounted")
+
+
+@pytest.mark.parametrize(
+    ("kubelet", "message", "reason"),
+    [
+        ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present", "PodRejected"),
+        ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 1, used: 1, capacity: 1", "PodRejected"),
+        ("Evicted", "The node was low on resource: memory.", "PodEvicted"),
+    ],
+)
+def test_a_pod_that_the_kubelet_ends(
+    kubelet: str, message: str, reason: str, kafka: Broker, pipelines: Pipelines, silent: dict[str, Any]
+) -> None:
+    """On a node without a kubelet the test writes what a kubelet would; the pod that replaces it stays Pending."""
+    pipelines.apply(body(kafka, **silent))
+    found = wait_for(lambda: [pod for pod in pipelines.all("pods") if "nodeName" in pod["spec"]], 30, "a pod")
+    status = {"phase": "Failed", "reason": kubelet, "message": message}
+    path = f"/api/v1/namespaces/{pipelines.namespace}/pods/{found[0]['metadata']['name']}/status"
+    pipelines.cluster.request("PATCH", path, {"status": status}, content_type="application/merge-patch+json")
+    saying(pipelines, reason, kubelet, message)
 
 
 def test_a_worker_that_ends_at_once_says_why(kafka: Broker, pipelines: Pipelines, machine: dict[str, Any]) -> None:
