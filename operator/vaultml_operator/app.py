@@ -262,7 +262,7 @@ class Operator:
             events.listed(source, namespace, items)
             self._watching.set()
 
-        await self._cluster.follow(source.path(namespace), source.query, listed, source.hear)
+        await self._cluster.follow(source.path(namespace), source.query, listed, source.handle)
 
     async def _reconcile(self, key: Key) -> float | None:
         assert self._reconciler is not None

@@ -30,13 +30,13 @@ _NOT_READ = ("helm.sh/release.v1", "kubernetes.io/service-account-token", "kuber
 
 
 class Source(NamedTuple):
-    """One kind of object to watch: where it is served, the query of list and watch, and who is given each event."""
+    """One kind of object to watch: where it is served, the query of list and watch, and the callback of each event."""
 
     group: str
     version: str
     plural: str
     query: dict[str, str]
-    hear: Callable[[str | None, dict[str, Any]], None]
+    handle: Callable[[str | None, dict[str, Any]], None]
 
     def path(self, namespace: str) -> str:
         """Where the API server lists the kind."""
@@ -66,7 +66,7 @@ class Events:
     def listed(self, source: Source, namespace: str, items: list[dict[str, Any]]) -> None:
         """Take in a list: each object is an event, and a pipeline may have missed one while nothing was watched."""
         for each in items:
-            source.hear(None, each)
+            source.handle(None, each)
         for key in self._queue.keys:
             if key.namespace == namespace:
                 self._queue.add_after(key, _ECHO_S)
@@ -100,12 +100,12 @@ class Events:
             self._queue.add_after(Key(metadata["namespace"], owner), _ECHO_S)
 
     def _read(self, kind: Any) -> Callable[[str | None, dict[str, Any]], None]:
-        def hear(_: str | None, found: dict[str, Any]) -> None:
+        def handle(_: str | None, found: dict[str, Any]) -> None:
             metadata = found["metadata"]
             for key in self._readers(metadata["namespace"], Object(kind, metadata["name"])):
                 self._queue.add(key)
 
-        return hear
+        return handle
 
 
 def registry(configuration: Configuration, events: Events) -> kopf.OperatorRegistry:
@@ -116,15 +116,15 @@ def registry(configuration: Configuration, events: Events) -> kopf.OperatorRegis
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await _connection(configuration)
 
-    def handler(hear: Callable[[str | None, dict[str, Any]], None]) -> Callable[..., Any]:
-        async def heard(event: Any, **_: Any) -> None:
-            hear(event["type"], event["object"])
+    def handler(handle: Callable[[str | None, dict[str, Any]], None]) -> Callable[..., Any]:
+        async def handled(event: Any, **_: Any) -> None:
+            handle(event["type"], event["object"])
 
-        return heard
+        return handled
 
     for source in events.sources():
         where = (source.group, source.version, source.plural)
-        kopf.on.event(*where, id=source.plural, registry=found)(handler(source.hear))
+        kopf.on.event(*where, id=source.plural, registry=found)(handler(source.handle))
     return found
 
 

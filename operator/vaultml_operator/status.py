@@ -271,11 +271,11 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *,
 def _backlog(seen: Observation) -> str:
     """Return why the autoscaler wants no worker."""
     scaling = seen.scaling or {}
-    if lag := scaling.get("lag"):
-        return f"{lag} {'recording waits' if lag == 1 else 'recordings wait'}; {scaling.get('message', '')}".rstrip(
-            "; "
-        )
-    return "no recording waits"
+    lag, message = scaling.get("lag"), scaling.get("message", "")
+    if not lag:
+        return "the backlog is not known yet" if lag is None else "no recording waits"
+    waiting = "1 recording waits" if lag == 1 else f"{lag} recordings wait"
+    return f"{waiting}; {message}" if message else waiting
 
 
 def _ready_workers(seen: Observation) -> int:
@@ -331,7 +331,7 @@ def _is_stable(seen: Observation, history: _History) -> bool:
         return False
     if seen.pods is not None and seen.pods.reason is Reason.REFUSED:
         return bool(ready == total)
-    return history.kept is not None and ready >= history.kept
+    return bool(history.kept) and ready >= (history.kept or 0)
 
 
 def failure(deployment: Mapping[str, Any] | None) -> Problem | None:

@@ -61,13 +61,13 @@ def test_each_kind_is_listed_where_the_api_server_serves_it() -> None:
 def test_a_status_that_was_written_is_no_news_and_a_new_generation_is() -> None:
     async def test(events: Events, handled: list[Key]) -> None:
         pipelines = source(events, "vaultmlpipelines")
-        pipelines.hear(None, body())
+        pipelines.handle(None, body())
         await settle(handled, 1)
-        pipelines.hear("MODIFIED", body(resourceVersion="9"))
+        pipelines.handle("MODIFIED", body(resourceVersion="9"))
         await settle(handled, 1)
-        pipelines.hear("MODIFIED", body(2))
+        pipelines.handle("MODIFIED", body(2))
         await settle(handled, 2)
-        pipelines.hear("DELETED", body(2))
+        pipelines.handle("DELETED", body(2))
         await settle(handled, 3)
 
     run(test)
@@ -75,11 +75,11 @@ def test_a_status_that_was_written_is_no_news_and_a_new_generation_is() -> None:
 
 def test_children_and_secrets_lead_to_their_pipeline() -> None:
     async def test(events: Events, handled: list[Key]) -> None:
-        source(events, "pods").hear("MODIFIED", body(name="p-1", labels={PIPELINE: "p"}))
+        source(events, "pods").handle("MODIFIED", body(name="p-1", labels={PIPELINE: "p"}))
         await settle(handled, 1)
-        source(events, "secrets").hear("MODIFIED", body(name="s"))
+        source(events, "secrets").handle("MODIFIED", body(name="s"))
         await settle(handled, 2)
-        source(events, "configmaps").hear("MODIFIED", body(name="s"))
+        source(events, "configmaps").handle("MODIFIED", body(name="s"))
         await settle(handled, 2)
 
     run(test)
@@ -101,11 +101,11 @@ def test_a_list_after_a_gap_reconciles_what_may_have_been_missed() -> None:
 def test_a_namespace_that_is_gone_is_forgotten_and_news_when_it_comes_back() -> None:
     async def test(events: Events, handled: list[Key]) -> None:
         pipelines = source(events, "vaultmlpipelines")
-        pipelines.hear(None, body())
+        pipelines.handle(None, body())
         await settle(handled, 1)
         assert events.forget("b") == []
         assert events.forget("a") == [P]
-        pipelines.hear(None, body())
+        pipelines.handle(None, body())
         await settle(handled, 2)
 
     run(test)

@@ -116,6 +116,7 @@ def test_a_new_pipeline_and_one_at_zero_are_not_ready_before_their_workers_are()
         ("False", "Starting"),
         ("False", "Starting"),
     ]
+    assert chain(zero, one)[-1][:2] == ("False", "Starting")  # what was in between has not been seen
 
 
 def test_a_rollout_is_no_scale_out() -> None:
@@ -190,6 +191,7 @@ def test_a_status_of_another_version_is_read() -> None:
             "Ready",
             "0 workers: 9 recordings wait; no GPU is free",
         ),
+        (replace(SEEN, wanted=0, deployment=deployment(0)), "Ready", "0 workers: the backlog is not known yet"),
         (
             replace(SEEN, wanted=0, deployment=deployment(0), scaling={"lag": 0}),
             "Ready",
