@@ -32,7 +32,10 @@ LEASE = "vaultml-operator"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _STUCK = 3
 """A reconcile that is so many deadlines old has not heard that it was cancelled: the loop is stuck."""
-_CRD_RETRY_S = 2.0
+_RETRY_S = 2.0
+"""How often something that the start waits for is asked again: the CRD, rights, the API server."""
+_DIGEST_KEY = "-digest-key"
+"""Ends the name of the Lease that keeps the key; see credentials.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ class Operator:
                 image=self._options.image,
                 told=lambda key, status: self._metrics.told(key.namespace, key.name, status),
                 gone=self._gone,
+                dry_run=cluster.dry_run,
+                pod_warnings=cluster.pod_warnings,
             )
             self._leadership = Leadership(
                 client,
@@ -108,7 +113,7 @@ class Operator:
             )
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            if not await _until(cluster.wait_served(next(iter(self._options.namespaces), None), _CRD_RETRY_S), stop):
+            if not self._options.namespaces and not await _until(cluster.wait_served(None, _RETRY_S), stop):
                 return 0
             return await self._work(client.configuration, stop)
         finally:
@@ -120,7 +125,12 @@ class Operator:
         assert self._reconciler is not None
         end_watching = asyncio.Event()
         # kopf ends every task that was begun after it when it ends: it is the first to start and the last to stop.
-        watching = asyncio.create_task(self._watch(configuration, end_watching), name="watches")
+        watch = (
+            self._watch_namespaces(end_watching)
+            if self._options.namespaces
+            else self._watch(configuration, end_watching)
+        )
+        watching = asyncio.create_task(watch, name="watches")
         await _until(self._watching.wait(), stop, watching)
         # kopf has taken the signals for itself by now.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,12 +154,28 @@ class Operator:
     async def _lead(self) -> None:
         assert self._leadership is not None
         _log.info("leading", identity=self._leadership.identity)
+        await self._take_digest_key()
         async with asyncio.TaskGroup() as group:
             if self._pool is not None:
                 await self._watch_gpus(group, self._pool)
             group.create_task(self._probes.run(), name="checks")
             group.create_task(self._scaler.run(), name="scaler")
             group.create_task(self._queue.run(), name="queue")
+
+    async def _take_digest_key(self) -> None:
+        """Give the reconciler the key of the digests, which all replicas share; retried until it is there."""
+        assert self._cluster is not None
+        assert self._leadership is not None
+        assert self._reconciler is not None
+        name = f"{self._options.lease_name}{_DIGEST_KEY}"
+        while True:
+            try:
+                self._reconciler.digest_key = await self._cluster.digest_key(self._leadership.namespace, name)
+            except ApiError as error:
+                _log.warning("the digest key can't be read: retrying", lease=name, error=str(error))
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
 
     async def _watch_gpus(self, group: asyncio.TaskGroup, pool: Pool) -> None:
         """Keep the pool told of nodes and pods; returns once it knows all that there are."""
@@ -189,19 +215,54 @@ class Operator:
             await each.wait()
 
     async def _watch(self, configuration: Any, end: asyncio.Event) -> None:
+        """Watch the whole cluster, by kopf."""
         assert self._reconciler is not None
         assert self._leadership is not None
-        namespaces = list(self._options.namespaces)
         await kopf.operator(
-            registry=handlers.registry(configuration, self._queue, self._reconciler.readers),
+            registry=handlers.registry(configuration, handlers.Events(self._queue, self._reconciler.readers)),
             settings=handlers.settings(),
-            clusterwide=not namespaces,
-            namespaces=namespaces,
+            clusterwide=True,
             ready_flag=self._watching,
             stop_flag=end,
             # Left to itself, kopf asks for the user's name, and an image's user has none.
             identity=self._leadership.identity,  # type: ignore[arg-type]
         )
+
+    async def _watch_namespaces(self, end: asyncio.Event) -> None:
+        """Watch each namespace by itself: one that is missing, deleted or refused does not touch the others."""
+        assert self._reconciler is not None
+        events = handlers.Events(self._queue, self._reconciler.readers)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._watch_namespace(each, events)) for each in self._options.namespaces]
+            await end.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _watch_namespace(self, namespace: str, events: handlers.Events) -> None:
+        """Watch for ever; starts over when the namespace has been refused for a while, as one that was deleted is."""
+        assert self._cluster is not None
+        assert self._reconciler is not None
+        while True:
+            await self._cluster.wait_served(namespace, _RETRY_S)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for source in events.sources():
+                        group.create_task(self._follow(source, namespace, events))
+            except* ApiError as refused:
+                _log.warning(
+                    "the namespace can't be watched: retrying", namespace=namespace, error=str(refused.exceptions[0])
+                )
+            for key in events.forget(namespace):
+                self._reconciler.forget(key)
+
+    async def _follow(self, source: handlers.Source, namespace: str, events: handlers.Events) -> None:
+        assert self._cluster is not None
+
+        def listed(items: list[dict[str, Any]]) -> None:
+            events.listed(source, namespace, items)
+            self._watching.set()
+
+        await self._cluster.follow(source.path(namespace), source.query, listed, source.handle)
 
     async def _reconcile(self, key: Key) -> float | None:
         assert self._reconciler is not None
@@ -259,9 +320,9 @@ async def _until(work: Any, stop: asyncio.Event, *others: "asyncio.Task[Any]") -
 
 def _complain(key: Key, error: BaseException, retry_in: float) -> None:
     if isinstance(error, ApiError):
-        _log.warning("will be tried again", pipeline=str(key), error=str(error), status=error.status, seconds=retry_in)
+        _log.warning("retrying", pipeline=str(key), error=str(error), status=error.status, seconds=retry_in)
     else:
-        _log.error("will be tried again", pipeline=str(key), seconds=retry_in, exc_info=error)
+        _log.error("retrying", pipeline=str(key), seconds=retry_in, exc_info=error)
 
 
 def _own_namespace() -> str:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,15 @@ _log = structlog.get_logger(__name__)
 SCALER = "vaultml-scaler"
 """Field manager of `deployments/scale`: whoever else wants to own the number of workers can see who does."""
 
+DIGEST_KEY = f"{api.GROUP}/digest-key"
+"""Annotation of a Lease: the random key of the digests by which changed credentials are recognized, in hex."""
+
 _TIMEOUT_S = 15
 _NODES_S = 30
 _REFUSALS = 5
 """How often in a row a watch may be refused before that is believed: half a minute."""
 _WATCH_S = 300
+_REMIND_S = 60
 _PAGE = 500
 _CONNECTIONS = 32
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -50,6 +55,7 @@ KINDS = {
     "Secret": Kind("v1", "secrets"),
     "ConfigMap": Kind("v1", "configmaps"),
     "Event": Kind("events.k8s.io/v1", "events"),
+    "Lease": Kind("coordination.k8s.io/v1", "leases"),
     api.KIND: Kind(api.API_VERSION, api.PLURAL),
 }
 
@@ -57,14 +63,23 @@ KINDS = {
 class ApiError(Exception):
     """The API server refused or could not be reached (`status` 0).
 
-    `retry_after` is in seconds, where the server asked for it.
+    `retry_after` is in seconds, where the server asked for it. `fields` are the paths of invalid fields, as in
+    `spec.template.spec.restartPolicy`, where the server's validation names them; an admission policy names none.
     """
 
-    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float | None = None,
+        fields: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+        self.fields = fields
 
 
 class NotLeading(Exception):  # noqa: N818 - a state, not a fault
@@ -128,15 +143,34 @@ class Cluster:
     async def wait_served(self, namespace: str | None, retry_seconds: float) -> None:
         """Return once our resource can be listed there (None: everywhere): before that, watches would find nothing."""
         path = f"/apis/{api.API_VERSION}" + (f"/namespaces/{namespace}" if namespace else "") + f"/{api.PLURAL}"
+        logged, when = "", 0.0
         while True:
             try:
                 await self._request("list", "GET", path, {"limit": "1"})
             except ApiError as error:
-                cause = str(error)
+                sentence, cause = unserved(error, namespace), str(error)
             else:
                 return
-            _log.warning("waiting for the CRD: apply crds/", crd=f"{api.PLURAL}.{api.GROUP}", error=cause)
+            if sentence != logged or time.monotonic() - when > _REMIND_S:
+                _log.warning(sentence, error=cause)
+                logged, when = sentence, time.monotonic()
             await asyncio.sleep(retry_seconds)
+
+    async def digest_key(self, namespace: str, name: str) -> bytes:
+        """Return the key that the Lease of this name keeps; the first leader that asks makes it."""
+        live = await self.get("Lease", namespace, name)
+        if live is None:
+            metadata = {"name": name, "namespace": namespace, "annotations": {DIGEST_KEY: secrets.token_hex(32)}}
+            body = {"apiVersion": KINDS["Lease"].api_version, "kind": "Lease", "metadata": metadata, "spec": {}}
+            live = await self._write("create", "POST", _path("Lease", namespace), {}, body)
+        annotations = live["metadata"].get("annotations") or {}
+        try:
+            return bytes.fromhex(annotations[DIGEST_KEY])
+        except (KeyError, ValueError):  # edited by someone
+            annotations = {**annotations, DIGEST_KEY: secrets.token_hex(32)}
+            changed = {**live, "metadata": {**live["metadata"], "annotations": annotations}}
+            await self._write("update", "PUT", _path("Lease", namespace, name), {}, changed)
+            return bytes.fromhex(annotations[DIGEST_KEY])
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None when there is none, or no such kind."""
@@ -253,6 +287,29 @@ class Cluster:
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
         query = {"fieldManager": MANAGER, "force": str(not creating).lower()}
         return await self._write("patch", "PATCH", path, query, manifest, "application/apply-patch+yaml")
+
+    async def dry_run(self, manifest: Manifest) -> None:
+        """Apply as `apply` does, without storing anything: returns where that would succeed, else raises ApiError."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
+        await self._write("patch", "PATCH", path, query, manifest, "application/apply-patch+yaml")
+
+    async def pod_warnings(self, pod: Manifest, reasons: Collection[str], since: str) -> list[str]:
+        """Return the notes of a pod's Warning Events of these reasons since a time (RFC 3339), the latest last.
+
+        None where we may not list Events.
+        """
+        metadata = pod["metadata"]
+        query = {"fieldSelector": f"regarding.uid={metadata['uid']},type=Warning"}
+        try:
+            items = (await self._request("list", "GET", _path("Event", metadata["namespace"]), query))["items"]
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            return []
+        found = [(_last_seen(each), str(each.get("note") or "")) for each in items if each.get("reason") in reasons]
+        return [note for seen, note in sorted(found) if seen >= since]
 
     async def scale(self, deployment: Manifest, replicas: int) -> None:
         """Apply the number to the Deployment's scale subresource as `vaultml-scaler`, unless it has changed since."""
@@ -372,6 +429,12 @@ class Cluster:
         return await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
 
 
+def _last_seen(event: Manifest) -> str:
+    """Return when an Event last occurred, in RFC 3339."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    return str(series or event.get("deprecatedLastTimestamp") or event.get("eventTime") or "")
+
+
 def _merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The patch that makes one of the other: it leaves what it doesn't name, so what is gone is named as null."""
     gone = {key: None for key in before if key not in after}
@@ -389,11 +452,30 @@ def _path(kind: str, namespace: str, name: str | None = None) -> str:
     return f"{root}/namespaces/{namespace}/{where.plural}" + (f"/{name}" if name else "")
 
 
+def unserved(error: ApiError, namespace: str | None) -> str:
+    """Return why the pipelines there (None: everywhere) can't be listed, and what to do."""
+    where = f"in the namespace {namespace}" if namespace else "in all namespaces"
+    if error.status == 404:
+        return f"waiting for the CRD {api.PLURAL}.{api.GROUP}: apply crds/"
+    if error.status == 0:
+        return "waiting for the API server: it can't be reached"
+    if error.status not in (401, 403):
+        return f"waiting for the API server: it answers {error.status}"
+    if namespace is None:
+        return f"not allowed to list {api.PLURAL} {where}: apply the ClusterRole of deploy/install.yaml"
+    return (
+        f"not allowed to list {api.PLURAL} {where}: the namespace does not exist, or the operator has no Role in it; "
+        f"apply what vaultml-operator install --namespace {namespace} prints"
+    )
+
+
 def _error(status: int, text: bytes, retry_after: str | None) -> ApiError:
     try:
         answer = json.loads(text)
         reason, message = str(answer.get("reason") or status), str(answer.get("message") or status)
+        causes = (answer.get("details") or {}).get("causes") or ()
+        fields = tuple(str(each["field"]) for each in causes if each.get("field"))
     except (ValueError, AttributeError):
-        reason, message = str(status), f"the API server answered {status}"
+        reason, message, fields = str(status), f"the API server answered {status}", ()
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
-    return ApiError(status, reason, message, seconds)
+    return ApiError(status, reason, message, seconds, fields)

@@ -1,10 +1,21 @@
-"""Which key of which Secret or ConfigMap holds what: pure, from the spec and the names of the keys that are there."""
+"""Which key of which Secret or ConfigMap holds what, and whether a value that the workers use has changed. Pure.
 
+The values in use are compared by a keyed digest (HMAC-SHA-256) in an annotation of the pods. Its key is random and is
+kept in a Lease beside the operator's own: both replicas and every restart have it, and whoever may read that Lease may
+act as the operator, and so read the Secrets themselves. The uid or resourceVersion of an object plays no part, so that
+an object that is relabelled, or recreated with the same values, changes nothing.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from vaultml_operator import api
+from vaultml_operator.reasons import Reason
 
 
 class Object(NamedTuple):
@@ -29,9 +40,9 @@ Keys = Mapping[Object, frozenset[str] | None]
 
 
 class Missing(Exception):  # noqa: N818 - it says what is missing
-    """An object or key that the spec names isn't there; `reason` is of the catalogue, the message says what to do."""
+    """An object or key that the spec names isn't there; the message says what to do."""
 
-    def __init__(self, reason: Literal["SecretMissing", "SecretKeyMissing"], message: str) -> None:
+    def __init__(self, reason: Literal[Reason.SECRET_MISSING, Reason.SECRET_KEY_MISSING], message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -75,12 +86,62 @@ def _objects(spec: api.Spec) -> Iterator[Object]:
         yield Object("Secret", spec.vault.credentials_secret_ref.name)
         if spec.vault.ca is not None:
             yield _authority(spec.vault.ca).object
+    for _, source, _ in _env(spec):
+        yield source.object
+
+
+def _env(spec: api.Spec) -> Iterator[tuple[str, Source, bool]]:
+    """Yield the variables of `worker.env` that reference a key: the name, the key, whether it may be missing."""
     for variable in spec.worker.env:
         if variable.value_from is not None:
             if (ref := variable.value_from.secret_key_ref) is not None:
-                yield Object("Secret", ref.name)
+                yield variable.name, Source(Object("Secret", ref.name), ref.key), bool(ref.optional)
             if (ref := variable.value_from.config_map_key_ref) is not None:
-                yield Object("ConfigMap", ref.name)
+                yield variable.name, Source(Object("ConfigMap", ref.name), ref.key), bool(ref.optional)
+
+
+def used(spec: api.Spec, found: Credentials) -> dict[Object, tuple[str, ...]]:
+    """Return the keys that the workers use, by object: those of the credentials and those of `worker.env`."""
+    keys: dict[Object, set[str]] = {}
+    for source in (*found.sources, *(source for _, source, _ in _env(spec))):
+        keys.setdefault(source.object, set()).add(source.key)
+    return {each: tuple(sorted(names)) for each, names in sorted(keys.items())}
+
+
+def value(there: Mapping[str, Any] | None, source: Source) -> bytes | None:
+    """Return the value that an object, as the API server gives it, holds for a key; None where it has none."""
+    there = there or {}
+    if source.object.kind == "ConfigMap" and (text := (there.get("data") or {}).get(source.key)) is not None:
+        return str(text).encode()
+    encoded = (there.get("data" if source.object.kind == "Secret" else "binaryData") or {}).get(source.key)
+    return None if encoded is None else base64.b64decode(encoded)
+
+
+def revision(
+    key: bytes, uid: str, uses: Mapping[Object, tuple[str, ...]], there: Mapping[Object, Mapping[str, Any] | None]
+) -> str:
+    """Return the digests of the values in use, by object, as JSON; `uid` is the pipeline's, `there` the objects."""
+    digests = {}
+    for each, names in uses.items():
+        values = [value(there.get(each), Source(each, name)) for name in names]
+        texts = [None if given is None else base64.b64encode(given).decode() for given in values]
+        said = json.dumps([uid, *each, list(zip(names, texts, strict=True))])
+        digests[str(each)] = hmac.new(key, said.encode(), hashlib.sha256).hexdigest()[:32]
+    return json.dumps(digests, sort_keys=True)
+
+
+def changed(before: str | None, after: str) -> tuple[str, ...]:
+    """Return the objects, as in `Secret kafka-login`, whose values differ between two revisions that both have them."""
+    was, now = _digests(before), _digests(after)
+    return tuple(name for name, digest in now.items() if was.get(name, digest) != digest)
+
+
+def _digests(given: str | None) -> dict[str, str]:
+    try:
+        found = json.loads(given or "{}")
+    except ValueError:  # written by an earlier version
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def find(spec: api.Spec, keys: Keys) -> Credentials:
@@ -94,14 +155,9 @@ def find(spec: api.Spec, keys: Keys) -> Credentials:
             "vault_secret_key": _need(keys, secret, "secretKey", "the Vault secret key"),
             "vault_ca": _needed_authority(keys, spec.vault.ca, "Vault's certificate authority"),
         }
-    for variable in spec.worker.env:
-        source = variable.value_from
-        for kind, ref in (
-            ("Secret", source.secret_key_ref if source else None),
-            ("ConfigMap", source.config_map_key_ref if source else None),
-        ):
-            if ref is not None and not ref.optional:
-                _need(keys, Object(kind, ref.name), ref.key, f"the variable {variable.name}")  # type: ignore[arg-type]
+    for name, source, optional in _env(spec):
+        if not optional:
+            _need(keys, source.object, source.key, f"used by env {name}")
     return Credentials(**found)
 
 
@@ -129,7 +185,7 @@ def _kafka(kafka: api.Kafka, keys: Keys) -> dict[str, str | Source | None]:
         elif "username" not in there and strimzi:
             found["username"] = secret.name  # Strimzi names the Secret after the user
         else:
-            found["username"] = _need(keys, secret, "username", "the Kafka user's name (or give kafka.username)")
+            found["username"] = _need(keys, secret, "username", "the Kafka user's name, unless kafka.username is set")
     return found | _tls(kafka, keys, secret, there, known_ca="ca" in found)
 
 
@@ -159,18 +215,18 @@ def _authority(ca: api.CertificateAuthority) -> Source:
     if ca.secret_key_ref is not None:
         return Source(Object("Secret", ca.secret_key_ref.name), ca.secret_key_ref.key)
     if ca.config_map_key_ref is None:
-        raise Missing("SecretMissing", "a field ca names neither a Secret nor a ConfigMap: give one of them")
+        raise Missing(Reason.SECRET_MISSING, "a field ca references neither a Secret nor a ConfigMap: set one of them")
     return Source(Object("ConfigMap", ca.config_map_key_ref.name), ca.config_map_key_ref.key)
 
 
 def _existing(keys: Keys, wanted: Object, what: str) -> frozenset[str]:
     there = keys.get(wanted)
     if there is None:
-        raise Missing("SecretMissing", f"{wanted} is missing in this namespace: create it with {what}")
+        raise Missing(Reason.SECRET_MISSING, f"{wanted} is missing in this namespace: create it with {what}")
     return there
 
 
 def _need(keys: Keys, wanted: Object, key: str, what: str) -> Source:
-    if key not in _existing(keys, wanted, f"the key {key}, {what}"):
-        raise Missing("SecretKeyMissing", f"{wanted} lacks the key {key}: add it, {what}")
+    if key not in _existing(keys, wanted, f"the key {key} ({what})"):
+        raise Missing(Reason.SECRET_KEY_MISSING, f"{wanted} lacks the key {key} ({what}): add it")
     return Source(wanted, key)

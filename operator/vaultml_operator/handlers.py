@@ -1,7 +1,11 @@
-"""The wiring of kopf: an event puts the key of a pipeline on the queue; nothing else happens here."""
+"""From an event of a watch to the key of a pipeline on the queue; nothing else happens here.
 
-from collections.abc import Callable
-from typing import Any
+kopf watches the whole cluster. An operator for some namespaces watches each of them by itself (`Events.sources`), for
+kopf ends altogether when one namespace is missing, deleted or refused.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import kopf
 from kubernetes.aio.client.configuration import Configuration
@@ -25,22 +29,56 @@ _ECHO_S = 0.3
 _NOT_READ = ("helm.sh/release.v1", "kubernetes.io/service-account-token", "kubernetes.io/dockerconfigjson")
 
 
-def registry(
-    configuration: Configuration, queue: Queue[Key], readers: Callable[[str, Object], list[Key]]
-) -> kopf.OperatorRegistry:
-    """Handlers that queue each pipeline that an event is about; `readers` names those that read an object."""
-    found = kopf.OperatorRegistry()
+class Source(NamedTuple):
+    """One kind of object to watch: where it is served, the query of list and watch, and the callback of each event."""
 
-    @kopf.on.login(registry=found)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        return await _connection(configuration)
+    group: str
+    version: str
+    plural: str
+    query: dict[str, str]
+    handle: Callable[[str | None, dict[str, Any]], None]
 
-    # What was seen last: a status that we write ourselves is no news.
-    seen: dict[Key, tuple[Any, ...]] = {}
+    def path(self, namespace: str) -> str:
+        """Where the API server lists the kind."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return f"{root}/namespaces/{namespace}/{self.plural}"
 
-    @kopf.on.event(api.GROUP, api.VERSION, api.PLURAL, registry=found)
-    async def pipeline(event: Any, **_: Any) -> None:
-        metadata = event["object"]["metadata"]
+
+class Events:
+    """Puts each pipeline that an event is about on the queue; `readers` names those that read an object."""
+
+    def __init__(self, queue: Queue[Key], readers: Callable[[str, Object], list[Key]]) -> None:
+        self._queue = queue
+        self._readers = readers
+        self._seen: dict[Key, tuple[Any, ...]] = {}
+        """What was seen last: a status that we write ourselves is no news."""
+
+    def sources(self) -> Iterator[Source]:
+        """Return every kind that is watched."""
+        yield Source(api.GROUP, api.VERSION, api.PLURAL, {}, self._pipeline)
+        for group, version, plural in _CHILDREN:
+            query = {"labelSelector": f"app.kubernetes.io/managed-by={MANAGER}"}
+            yield Source(group, version, plural, query, self._child)
+        for kind, plural in _READ:
+            query = {"fieldSelector": ",".join(f"type!={each}" for each in _NOT_READ)} if kind == "Secret" else {}
+            yield Source("", "v1", plural, query, self._read(kind))
+
+    def listed(self, source: Source, namespace: str, items: list[dict[str, Any]]) -> None:
+        """Take in a list: each object is an event, and a pipeline may have missed one while nothing was watched."""
+        for each in items:
+            source.handle(None, each)
+        for key in self._queue.keys:
+            if key.namespace == namespace:
+                self._queue.add_after(key, _ECHO_S)
+
+    def forget(self, namespace: str) -> list[Key]:
+        """Return the pipelines of a namespace that is watched no longer; they are news when they are seen again."""
+        for key in [each for each in self._seen if each.namespace == namespace]:
+            del self._seen[key]
+        return [key for key in self._queue.keys if key.namespace == namespace]
+
+    def _pipeline(self, kind: str | None, found: dict[str, Any]) -> None:
+        metadata = found["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         now = (
             metadata["uid"],
@@ -48,32 +86,45 @@ def registry(
             *((metadata.get("annotations") or {}).get(name) for name in api.ANNOTATIONS),
             metadata.get("deletionTimestamp"),
         )
-        if event["type"] == "DELETED":
-            seen.pop(key, None)
-        elif seen.get(key) == now:
+        if kind == "DELETED":
+            self._seen.pop(key, None)
+        elif self._seen.get(key) == now:
             return
         else:
-            seen[key] = now
-        queue.add(key)
+            self._seen[key] = now
+        self._queue.add(key)
 
-    async def child(event: Any, **_: Any) -> None:
-        metadata = event["object"]["metadata"]
+    def _child(self, _: str | None, found: dict[str, Any]) -> None:
+        metadata = found["metadata"]
         if owner := (metadata.get("labels") or {}).get(PIPELINE):
-            queue.add_after(Key(metadata["namespace"], owner), _ECHO_S)
+            self._queue.add_after(Key(metadata["namespace"], owner), _ECHO_S)
 
-    for group, version, plural in _CHILDREN:
-        kopf.on.event(group, version, plural, id=f"child-{plural}", registry=found)(child)
+    def _read(self, kind: Any) -> Callable[[str | None, dict[str, Any]], None]:
+        def handle(_: str | None, found: dict[str, Any]) -> None:
+            metadata = found["metadata"]
+            for key in self._readers(metadata["namespace"], Object(kind, metadata["name"])):
+                self._queue.add(key)
 
-    def read(kind: Any) -> Callable[..., Any]:
-        async def changed(event: Any, **_: Any) -> None:
-            metadata = event["object"]["metadata"]
-            for key in readers(metadata["namespace"], Object(kind, metadata["name"])):
-                queue.add(key)
+        return handle
 
-        return changed
 
-    for kind, plural in _READ:
-        kopf.on.event("", "v1", plural, id=f"read-{plural}", registry=found)(read(kind))
+def registry(configuration: Configuration, events: Events) -> kopf.OperatorRegistry:
+    """Return kopf's handlers for each kind that is watched."""
+    found = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=found)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await _connection(configuration)
+
+    def handler(handle: Callable[[str | None, dict[str, Any]], None]) -> Callable[..., Any]:
+        async def handled(event: Any, **_: Any) -> None:
+            handle(event["type"], event["object"])
+
+        return handled
+
+    for source in events.sources():
+        where = (source.group, source.version, source.plural)
+        kopf.on.event(*where, id=source.plural, registry=found)(handler(source.handle))
     return found
 
 

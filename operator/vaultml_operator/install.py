@@ -154,7 +154,7 @@ def _rules() -> list[Manifest]:
         _rule("", ["pods"], ["list", "watch", "patch"]),
         # Watched for changes, read to check broker and Vault; never written.
         _rule("", ["secrets", "configmaps"], watch),
-        _rule("events.k8s.io", ["events"], ["create"]),
+        _rule("events.k8s.io", ["events"], ["create", "list"]),
     ]
 
 

@@ -1,17 +1,17 @@
-"""One pipeline: observe, apply what differs, tell its status. Safe to run twice, safe to miss."""
+"""One pipeline: read its inputs, apply what differs, observe, write its status. Safe to run twice, safe to miss."""
 
 import asyncio
-import base64
-import hashlib
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 
 from vaultml_common.kafka import Login, OAuth
 from vaultml_operator import api, credentials, manifests, pods, status
+from vaultml_operator.api.worker import PodTemplate
 from vaultml_operator.autoscaler import podspec
 from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.cluster import SCALER, ApiError
@@ -22,6 +22,7 @@ from vaultml_operator.manifests import Manifest
 from vaultml_operator.objects import Objects
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Access, Check, Connection, Outcome, Probes, Topics
+from vaultml_operator.reasons import EventReason, Reason
 from vaultml_operator.scaling import Key, Scaling
 
 _log = structlog.get_logger(__name__)
@@ -31,12 +32,27 @@ _LOOK_AGAIN_S = 15.0
 _MONITOR_S = 60.0
 """How often a pipeline with a PodMonitor is looked at: it isn't watched, as most clusters know no such kind."""
 _REFUSALS = {400, 403, 404, 405, 422}
+_SERVER_ERRORS = 3
+"""How often in a row the API server may fail to apply a child before the status says so."""
+_RECENT = timedelta(minutes=5)
+"""How long a failed pod, or an Event about one, says why workers are missing; both stay for hours."""
+_ASKED_PODS = 3
+"""Of so many pods the volumes are checked in one reconcile: one of them is enough to say what is wrong."""
+_MOUNT_EVENTS = ("FailedMount", "FailedAttachVolume")
+
+DryRun = Callable[[Manifest], Awaitable[None]]
+"""Applies without storing; raises ApiError where that fails."""
+PodWarnings = Callable[[Manifest, Collection[str], str], Awaitable[list[str]]]
+"""Gives the notes of a pod's Warning Events of some reasons since a time (RFC 3339), the latest last."""
 
 
-class _Blocked(Exception):  # noqa: N818 - a state, told in the status
+_WRONG_TEMPLATE = "correct spec.worker.podTemplate: the pod template that it makes is invalid"
+
+
+class _Blocked(Exception):  # noqa: N818 - a state that the status reports
     """Something keeps the spec from being carried out."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.problem = Problem(reason, message)
 
@@ -44,9 +60,10 @@ class _Blocked(Exception):  # noqa: N818 - a state, told in the status
 class Reconciler:
     """Brings pipelines to what their specs say.
 
-    `image` is the worker's where a spec names none; `told` hears of each status, `gone` of each pipeline that is no
-    more, `again` of each that should be looked at because of another. Raises what `Objects` raises: the work queue
-    tries again.
+    `image` is the worker's where a spec names none; `told` is given each status, `gone` each pipeline that is no more,
+    `again` each that should be reconciled because of another. `dry_run` and `pod_warnings` ask an API server; without
+    one there are None. `digest_key` is the key of the digests of credentials: random until it is set to the one that
+    all replicas share. Raises what `Objects` raises: the work queue retries.
     """
 
     def __init__(
@@ -59,7 +76,10 @@ class Reconciler:
         again: Callable[[Key], None] = lambda _key: None,
         told: Callable[[Key, Mapping[str, Any]], None] = lambda _key, _status: None,
         gone: Callable[[Key], None] = lambda _key: None,
+        dry_run: DryRun | None = None,
+        pod_warnings: PodWarnings | None = None,
     ) -> None:
+        self.digest_key = secrets.token_bytes(32)
         self._cluster = cluster
         self._probes = probes
         self._scaling = Scaling(scaler, cluster, self._note)
@@ -68,6 +88,9 @@ class Reconciler:
         self._image = image
         self._told = told
         self._gone = gone
+        self._dry_run = dry_run
+        self._pod_warnings = pod_warnings
+        self._server_errors: dict[Key, int] = {}
         self._reads: dict[Key, frozenset[Object]] = {}
         self._accepted: dict[Key, dict[str, Manifest]] = {}
         """By child's uid: what we asked of it in the API server's own words (0.5 CPUs come back as 500m)."""
@@ -80,7 +103,7 @@ class Reconciler:
         """Look at the pipeline and do what is to be done. Seconds until it should be looked at again, if so."""
         body = await self._cluster.get(api.KIND, key.namespace, key.name)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            self._forget(key)
+            self.forget(key)
             return None
         seen = await self._act(key, body)
         before = body.get("status") or {}
@@ -90,13 +113,14 @@ class Reconciler:
             for note in status.notes(before, current):
                 await self._note(body, note.kind, note.reason, note.message)
         self._told(key, current)
-        if seen.blocking is not None and seen.blocking.reason != "SecretMissing":
+        if seen.mounting or any(each is not None and each.reason.retried for each in (seen.blocking, seen.pods)):
             return _LOOK_AGAIN_S
         return _MONITOR_S if seen.monitored is not None else None
 
-    def _forget(self, key: Key) -> None:
-        self._reads.pop(key, None)
-        self._accepted.pop(key, None)
+    def forget(self, key: Key) -> None:
+        """Drop all that is known of a pipeline: it is deleted, or can't be watched any more."""
+        for memory in (self._reads, self._accepted, self._server_errors):
+            memory.pop(key, None)
         self._probes.forget(key)
         self._scaling.forget(key)
         for other in self._groups.release(key):
@@ -109,7 +133,7 @@ class Reconciler:
             pipeline = api.Pipeline.from_body(body)
         except api.InvalidResource as error:
             live = await self._cluster.get("Deployment", key.namespace, key.name)
-            problem = Problem("InvalidSpec", f"apply the pipeline anew: {error}")
+            problem = Problem(Reason.INVALID_SPEC, f"correct the pipeline: {error}")
             self._probes.forget(key)
             self._scaling.rest(key)
             paused = api.is_paused(body)
@@ -121,7 +145,8 @@ class Reconciler:
         found = dict(
             zip(objects, await asyncio.gather(*(self._read(key.namespace, each) for each in objects)), strict=True)
         )
-        blocking, sources = None, None
+        blocking: Problem | None = None
+        sources: Credentials | None = None
         try:
             sources = credentials.find(pipeline.spec, {each: _keys(there) for each, there in found.items()})
         except Missing as missing:
@@ -129,7 +154,7 @@ class Reconciler:
         queue, vault, connection = self._watch(key, pipeline.spec, sources, found)
         deployment = monitored = None
         # Without its credentials no worker is started, and one that runs is not touched, but for their number.
-        wanted = manifests.render(pipeline, sources or Credentials(), _revision(found), self._image)
+        wanted = self._render(pipeline, sources, found)
         template = next(each for each in wanted if each["kind"] == "Deployment")["spec"]["template"]["spec"]
         frozen = pipeline.paused
         try:
@@ -138,18 +163,20 @@ class Reconciler:
             deployment, monitored = await self._children(body, pipeline, wanted, hold=sources is None)
         except _Blocked as blocked:
             blocking = blocked.problem
-            frozen |= blocking.reason != "Refused"
+            frozen |= blocking.reason is not Reason.REFUSED
             with suppress(_Blocked):
                 deployment = await self._own(pipeline, "Deployment", pipeline.name)
             if deployment is not None:  # its pods are others than those that are wanted
                 template = deployment["spec"]["template"]["spec"]
-                if blocking.reason == "GroupTaken":
+                if blocking.reason is Reason.GROUP_TAKEN:
                     deployment = await self._leave_group(body, pipeline, deployment)
-        blocking = blocking or status.failure(deployment)
         scaling = await self._scaling.watch(
-            body, pipeline, connection, template, deployment, frozen=frozen, vault=vault
+            body, pipeline, connection, template, deployment, frozen=frozen, queue=queue, vault=vault
         )
+        if scaling is not None and "trouble" in scaling and queue is not None and queue.ok:
+            self._probes.hurry(key)
         there = 0 if deployment is None else deployment["spec"].get("replicas", 1)
+        unready, mounting = await self._diagnose(pipeline, deployment)
         return status.Observation(
             generation=generation,
             spec=pipeline.spec,
@@ -159,7 +186,8 @@ class Reconciler:
             image=pipeline.spec.worker.image or self._image,
             selector=",".join(f"{name}={value}" for name, value in manifests.selector(pipeline).items()),
             blocking=blocking,
-            pods=await self._diagnose(pipeline, deployment),
+            pods=unready,
+            mounting=mounting,
             queue=queue,
             vault=vault,
             monitored=monitored,
@@ -177,7 +205,7 @@ class Reconciler:
             self._again(other)
         if older is not None:
             raise _Blocked(
-                "GroupTaken",
+                Reason.GROUP_TAKEN,
                 f"the pipeline {older} consumes with the group {kafka.group} on the same brokers: give "
                 "queue.kafka.group another name, or delete one of the two",
             )
@@ -190,8 +218,18 @@ class Reconciler:
         if pipeline.paused or number == 0 or kafka is None or ("KAFKA_GROUP", kafka.group) not in env:
             return live
         await self._cluster.scale(live, 0)
-        await self._note(body, "Warning", "Scaled", f"scaled from {number} to 0 workers: the group is another's")
+        note = f"scaled from {number} to 0 workers: an older pipeline consumes with the group {kafka.group}"
+        await self._note(body, "Warning", EventReason.SCALED, note)
         return await self._own(pipeline, "Deployment", pipeline.name)
+
+    def _render(
+        self, pipeline: api.Pipeline, sources: Credentials | None, found: Mapping[Object, Manifest | None]
+    ) -> list[Manifest]:
+        """Return the objects that the pipeline should have; without credentials none of them is applied as it is."""
+        known = sources or Credentials()
+        uses = credentials.used(pipeline.spec, known)
+        revision = credentials.revision(self.digest_key, pipeline.uid, uses, found)
+        return manifests.render(pipeline, known, revision, self._image)
 
     async def _read(self, namespace: str, wanted: Object) -> Manifest | None:
         return await self._cluster.get(wanted.kind, namespace, wanted.name)
@@ -268,9 +306,9 @@ class Reconciler:
         if not hold and not self._matches(pipeline, manifest, live):
             had = _revision_of(live)
             live = await self._apply(body, manifest, live=live)
-            if had != _revision_of(live):
-                note = "a Secret or ConfigMap changed: the workers are replaced one by one"
-                await self._note(body, "Normal", "CredentialsChanged", note)
+            if changed := credentials.changed(had, _revision_of(live) or ""):
+                note = f"{' and '.join(changed)} changed: the workers are replaced one by one"
+                await self._note(body, "Normal", EventReason.CREDENTIALS_CHANGED, note)
         return live
 
     async def _monitor(self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest) -> Problem:
@@ -279,8 +317,9 @@ class Reconciler:
         except ApiError as error:
             if error.status != 404:
                 raise
-            return Problem("MonitorUnavailable", "the cluster knows no PodMonitor: install the Prometheus operator")
-        return Problem("MonitorCreated", "the PodMonitor is there")
+            message = "the cluster has no kind PodMonitor: install the Prometheus operator"
+            return Problem(Reason.MONITOR_UNAVAILABLE, message)
+        return Problem(Reason.MONITOR_CREATED, "the PodMonitor exists")
 
     async def _ensure(self, body: Manifest, pipeline: api.Pipeline, manifest: Manifest) -> None:
         live = await self._own(pipeline, manifest["kind"], manifest["metadata"]["name"])
@@ -295,12 +334,14 @@ class Reconciler:
         owners = live["metadata"].get("ownerReferences") or []
         if any(owner["uid"] == pipeline.uid for owner in owners):
             if "deletionTimestamp" in live["metadata"]:
-                raise _Blocked("Starting", f"{kind} {name} is being deleted; it is made anew then")
+                raise _Blocked(Reason.STARTING, f"{kind} {name} is being deleted; it is created again after that")
             return {"kind": kind, **live}
         if any((owner["kind"], owner["name"]) == (api.KIND, pipeline.name) for owner in owners):
-            raise _Blocked("Starting", f"{kind} {name} of the deleted pipeline of the same name is still going")
+            raise _Blocked(
+                Reason.STARTING, f"{kind} {name} of a deleted pipeline of the same name is still being deleted"
+            )
         raise _Blocked(
-            "NameTaken",
+            Reason.NAME_TAKEN,
             f"{kind} {name} exists and is not this pipeline's: it is left alone; delete or rename it, or rename the "
             "pipeline",
         )
@@ -319,15 +360,63 @@ class Reconciler:
         try:
             applied = await self._cluster.apply(manifest, creating=live is None)
         except ApiError as error:
-            if error.status not in _REFUSALS or (kind == "PodMonitor" and error.status == 404):
+            if kind == "PodMonitor" and error.status == 404:
                 raise
-            raise _Blocked("Refused", f"the API server refuses the {kind} {name}: {error}") from None
+            if (problem := await self._refusal(body, manifest, error)) is None:
+                raise
+            raise _Blocked(*problem) from None
+        self._server_errors.pop(key, None)
         self._accepted.setdefault(key, {})[applied["metadata"]["uid"]] = project(applied, manifest)
         if live is None:
-            await self._note(body, "Normal", "Created", f"created the {kind} {name}")
+            await self._note(body, "Normal", EventReason.CREATED, f"created the {kind} {name}")
         elif applied["metadata"].get("generation") != live["metadata"].get("generation"):
-            await self._note(body, "Normal", "Updated", f"brought the {kind} {name} to what the spec says")
+            await self._note(body, "Normal", EventReason.UPDATED, f"updated {kind} {name} to match the spec")
         return {**applied, "kind": kind}
+
+    async def _refusal(self, body: Manifest, manifest: Manifest, error: ApiError) -> Problem | None:
+        """Return what the status should say of an apply that failed; None: nothing yet, the apply is retried."""
+        what = f"the {manifest['kind']} {manifest['metadata']['name']}"
+        if await self._is_invalid(body, manifest, error):
+            return Problem(Reason.INVALID_SPEC, f"{_WRONG_TEMPLATE}: {error}")
+        if error.status in _REFUSALS:
+            invalid = error.fields and error.status == 422
+            return Problem(
+                Reason.INVALID_SPEC if invalid else Reason.REFUSED, f"the API server refuses {what}: {error}"
+            )
+        if error.status < 500:
+            return None
+        # One error is a blip; one that stays must not leave an old status there as if nothing were wrong.
+        key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        self._server_errors[key] = self._server_errors.get(key, 0) + 1
+        if self._server_errors[key] < _SERVER_ERRORS:
+            return None
+        return Problem(Reason.REFUSED, f"the API server can't apply {what}: {error}")
+
+    async def _is_invalid(self, body: Manifest, manifest: Manifest, error: ApiError) -> bool:
+        """Return True if `worker.podTemplate` is what makes the Deployment impossible to apply.
+
+        Server-side apply answers 500 to a field that its schema doesn't have, as it does to a fault of its own. So the
+        same Deployment without the patch is tried, and then once more with it, both without storing anything.
+        """
+        pipeline = api.Pipeline.from_body(body)
+        if manifest["kind"] != "Deployment" or not pipeline.spec.worker.pod_template.spec:
+            return False
+        if error.status == 400:
+            return True
+        if error.status != 500 or self._dry_run is None:
+            return False
+        worker = pipeline.spec.worker.model_copy(update={"pod_template": PodTemplate()})
+        plain = pipeline.model_copy(update={"spec": pipeline.spec.model_copy(update={"worker": worker})})
+        unpatched = manifests.render(plain, Credentials(), "", self._image)
+        try:
+            await self._dry_run(next(each for each in unpatched if each["kind"] == "Deployment"))
+        except ApiError:
+            return False
+        try:
+            await self._dry_run(manifest)
+        except ApiError as again:
+            return again.status == error.status
+        return False
 
     async def _prune(self, body: Manifest, pipeline: api.Pipeline) -> None:
         """Delete children that an earlier spec asked for."""
@@ -343,18 +432,41 @@ class Reconciler:
                 owned = any(each["uid"] == pipeline.uid for each in live["metadata"].get("ownerReferences") or [])
                 if owned and (kind, name) not in wanted:
                     await self._cluster.delete({**live, "kind": kind})
-                    await self._note(body, "Normal", "Removed", f"deleted the {kind} {name}: the spec asks for none")
+                    note = f"deleted the {kind} {name}: the spec asks for none"
+                    await self._note(body, "Normal", EventReason.REMOVED, note)
 
-    async def _diagnose(self, pipeline: api.Pipeline, deployment: Manifest | None) -> Problem | None:
+    async def _diagnose(self, pipeline: api.Pipeline, deployment: Manifest | None) -> tuple[Problem | None, bool]:
+        """Return what keeps workers from being ready, and whether one still waits for its volumes or image."""
         if deployment is None:
-            return None
-        told = deployment.get("status") or {}
+            return None, False
+        counts = deployment.get("status") or {}
         number = deployment["spec"].get("replicas", 1)
-        if all(told.get(name, 0) == number for name in ("replicas", "readyReplicas", "updatedReplicas")):
-            return await self._lacking(pipeline) if number == 0 else None
+        if all(counts.get(name, 0) == number for name in ("replicas", "readyReplicas", "updatedReplicas")):
+            return await self._lacking(pipeline) if number == 0 else None, False
+        refused = status.failure(deployment)
+        if refused is not None and counts.get("readyReplicas", 0) == counts.get("replicas", 0):
+            return refused, False
         found = await self._cluster.children("Pod", pipeline.namespace, pipeline.name)
         unplaced = any("nodeName" not in pod["spec"] for pod in found)
-        return pods.diagnose(found, pipeline.spec.worker, await self._cluster.nodes() if unplaced else None)
+        mounting = [pod for pod in found if pods.awaits_volumes(pod)]
+        nodes = await self._cluster.nodes() if unplaced else None
+        since = (datetime.now(UTC) - _RECENT).strftime("%Y-%m-%dT%H:%M:%SZ")
+        asked = sorted(mounting, key=lambda pod: str(pod["metadata"]["name"]))[:_ASKED_PODS]
+        mounts = {pod["metadata"]["uid"]: why for pod in asked if (why := await self._unmountable(pod, since))}
+        return pods.diagnose(found, pipeline.spec.worker, nodes, mounts, since) or refused, bool(mounting)
+
+    async def _unmountable(self, pod: Manifest, since: str) -> str | None:
+        """Return why a volume of the pod can't be mounted: the kubelet's Event, else what its volumes lack."""
+        missing = None
+        for volume in pods.volumes(pod):
+            there = await self._read(pod["metadata"]["namespace"], volume.object)
+            keys = _keys(there)
+            if keys is None:
+                missing = missing or f"volume {volume.name} needs the {volume.object}, which does not exist: create it"
+            elif lacking := sorted(volume.keys - keys):
+                missing = missing or f"volume {volume.name} needs the key {lacking[0]}, which {volume.object} lacks"
+        events = [] if self._pod_warnings is None else await self._pod_warnings(pod, _MOUNT_EVENTS, since)
+        return events[-1] if events else missing
 
     async def _lacking(self, pipeline: api.Pipeline) -> Problem | None:
         """That none is started because no node has the GPU: else it would look like having nothing to do."""
@@ -376,7 +488,7 @@ class Reconciler:
 def _check(template: Mapping[str, Any]) -> None:
     """What an API server would refuse in one way or another, and counting GPUs can't take."""
     if (trouble := podspec.wrong(template)) is not None:
-        raise _Blocked("InvalidSpec", f"correct spec.worker.podTemplate: it makes the pods' spec wrong: {trouble}")
+        raise _Blocked(Reason.INVALID_SPEC, f"{_WRONG_TEMPLATE}: {trouble}")
 
 
 def _keys(there: Manifest | None) -> frozenset[str] | None:
@@ -405,20 +517,7 @@ def _login(kafka: api.Kafka, sources: Credentials, found: Mapping[Object, Manife
 def _value(source: str | Source | None, found: Mapping[Object, Manifest | None]) -> str:
     if not isinstance(source, Source):
         return source or ""
-    there = found[source.object] or {}
-    if source.object.kind == "ConfigMap" and (text := (there.get("data") or {}).get(source.key)) is not None:
-        return str(text)
-    encoded = (there.get("data" if source.object.kind == "Secret" else "binaryData") or {}).get(source.key, "")
-    return base64.b64decode(encoded).decode(errors="replace")
-
-
-def _revision(found: Mapping[Object, Manifest | None]) -> str:
-    """Changes with every change of an object that the pods read; says nothing of what is in it."""
-    states = sorted(
-        f"{each} {there['metadata']['uid']} {there['metadata']['resourceVersion']}" if there else f"{each} missing"
-        for each, there in found.items()
-    )
-    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16]
+    return (credentials.value(found[source.object], source) or b"").decode(errors="replace")
 
 
 def _revision_of(deployment: Manifest) -> str | None:

@@ -1,4 +1,8 @@
-"""Pure: a pipeline's status and Events, from what was observed."""
+"""Pure: a pipeline's status and Events, from what was observed.
+
+Ready follows the Deployment's `Available`: the workers that there were count, not additional ones that are starting or
+can't start. Which workers there were is read from the previous status, so that it survives a restart.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +12,7 @@ from vaultml_operator import api, manifests
 from vaultml_operator.autoscaler.picture import duration
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Outcome
+from vaultml_operator.reasons import BY_NAME, Reason
 
 Status = dict[str, Any]
 Condition = dict[str, Any]
@@ -17,8 +22,9 @@ Condition = dict[str, Any]
 class Observation:
     """What one reconcile saw.
 
-    `blocking` keeps the operator from doing what the spec says; `pods` keeps pods from becoming ready. `queue` and
-    `vault` are the checks' outcomes: None when the first one hasn't ended. `monitored` is None when it isn't asked for.
+    `blocking` keeps the operator from doing what the spec says; `pods` keeps pods from becoming ready, and `mounting`
+    says that one waits for its volumes or image. `queue` and `vault` are the checks' outcomes: None when the first one
+    hasn't ended. `monitored` is None when it isn't asked for.
     `wanted` is the number of workers, whoever set it; `scaling` is what the scaler publishes, None: nothing yet.
     """
 
@@ -31,6 +37,7 @@ class Observation:
     selector: str | None = None
     blocking: Problem | None = None
     pods: Problem | None = None
+    mounting: bool = False
     queue: Outcome | None = None
     vault: Outcome | None = None
     monitored: Problem | None = None
@@ -41,14 +48,20 @@ class Note(NamedTuple):
     """An Event to post: Normal or Warning, reason, sentence."""
 
     kind: str
-    reason: str
+    reason: Reason
     message: str
 
 
 class _State(NamedTuple):
     status: str
-    reason: str
+    reason: Reason
     message: str
+
+
+_SETTLED = (Reason.COMPLETE, Reason.NOT_READY)
+"""Reasons of Progressing of a pipeline whose workers were all ready once."""
+_UNSETTLED = (Reason.STARTING, Reason.ROLLING, Reason.NOT_READY, Reason.STUCK)
+"""Reasons of Progressing while the workers that count are not ready; with all others they are."""
 
 
 def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
@@ -58,9 +71,7 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
     """
     deployment = (seen.deployment or {}).get("status") or {}
     before = {each["type"]: each for each in previous.get("conditions") or []}
-    settled = before.get("Progressing", {}).get("reason") in ("Complete", "NotReady")
-    settled = settled and str(previous.get("workers")).endswith(f"/{seen.wanted}")
-    states = dict(_states(seen, before, settled=settled))
+    states = dict(_states(seen, before, _History.of(previous)))
     conditions = [
         {
             "type": kind,
@@ -69,7 +80,7 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
             "lastTransitionTime": before[kind]["lastTransitionTime"]
             if kind in before and before[kind]["status"] == state.status
             else now,
-            "reason": state.reason,
+            "reason": state.reason.value,
             "message": state.message[:2000],
         }
         for kind, state in states.items()
@@ -92,28 +103,55 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
     return status
 
 
+class _History(NamedTuple):
+    """What the previous status says of the workers: how many were desired, and how many of them were ready.
+
+    `kept` is None unless those that were ready are the workers that count; `settled`: all were ready once.
+    """
+
+    wanted: int | None
+    kept: int | None
+    settled: bool
+
+    @classmethod
+    def of(cls, previous: Mapping[str, Any]) -> "_History":
+        reason = _reason(previous, "Progressing")
+        _, _, text = str(previous.get("workers") or "").partition("/")
+        wanted = int(text) if text.isdecimal() else None
+        if reason is None or reason in _UNSETTLED or wanted is None:
+            return cls(wanted, None, reason in _SETTLED)
+        return cls(wanted, min(int(previous.get("readyReplicas") or 0), wanted), reason in _SETTLED)
+
+
+def _reason(status: Mapping[str, Any], kind: str) -> Reason | None:
+    """Return the reason of a condition; None where there is none, or one of another version of the operator."""
+    found = next((each["reason"] for each in status.get("conditions") or [] if each["type"] == kind), None)
+    return BY_NAME.get(str(found))
+
+
 def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
     """One Event for each transition between two statuses: a condition that changed its status or reason."""
     before = {each["type"]: each for each in previous.get("conditions") or []}
     ready = next(each for each in current["conditions"] if each["type"] == "Ready")
-    no_credentials = ready["reason"] in ("SecretMissing", "SecretKeyMissing")
+    blocked = BY_NAME[ready["reason"]].blocks
     causes = {each["reason"] for each in current["conditions"] if each["type"] not in ("Ready", "Progressing")}
     for condition in current["conditions"]:
         old = before.get(condition["type"])
-        status, reason = condition["status"], condition["reason"]
+        status, reason = condition["status"], BY_NAME[condition["reason"]]
         if old is not None and (old["status"], old["reason"]) == (status, reason):
             continue
         match condition["type"]:
-            case "Ready" if reason not in causes and reason != "Checking":
-                good = status == "True" or reason in ("Starting", "Rolling", "Stopping", "Suspended")
-                yield Note("Normal" if good else "Warning", reason, condition["message"])
+            case "Ready" if reason not in causes and reason is not Reason.CHECKING:
+                yield Note("Normal" if status == "True" or reason.expected else "Warning", reason, condition["message"])
+            case "Progressing" if ready["status"] == "True" and status == "False" and reason is not Reason.COMPLETE:
+                yield Note("Warning", reason, condition["message"])
             case "QueueReachable" | "VaultReachable" | "Monitored" if status == "False":
                 yield Note("Warning", reason, condition["message"])
             case "QueueReachable" | "VaultReachable" | "Monitored" if old is not None and old["status"] == "False":
                 yield Note("Normal", reason, condition["message"])
             case "ScalingLimited" if reason in _LIMITS.values():
                 yield Note("Normal", reason, condition["message"])
-            case "ScalingLimited" if reason == "LagUnknown" and not no_credentials:
+            case "ScalingLimited" if reason is Reason.LAG_UNKNOWN and not blocked:
                 yield Note("Warning", reason, condition["message"])
             case "EventsExpiring" if status == "True":
                 yield Note("Warning", reason, condition["message"])
@@ -123,15 +161,15 @@ def notes(previous: Mapping[str, Any], current: Status) -> Iterator[Note]:
                 yield Note("Normal", reason, condition["message"])
 
 
-def _states(seen: Observation, before: Mapping[str, Condition], *, settled: bool) -> Iterator[tuple[str, _State]]:
+def _states(seen: Observation, before: Mapping[str, Condition], history: _History) -> Iterator[tuple[str, _State]]:
     queue = _checked(seen.queue, seen, before.get("QueueReachable"))
     vault = (
-        _State("Unknown", "PerEvent", "each event brings its own Vault")
+        _State("Unknown", Reason.PER_EVENT, "each event names its own Vault")
         if seen.spec is not None and seen.spec.vault is None
         else _checked(seen.vault, seen, before.get("VaultReachable"))
     )
-    progress = _progress(seen, settled=settled)
-    yield "Ready", _ready(seen, queue, vault, progress)
+    progress, stable = _progress(seen, history)
+    yield "Ready", _ready(seen, queue, vault, progress, stable=stable)
     yield "Progressing", progress
     yield "QueueReachable", queue
     yield "VaultReachable", vault
@@ -140,51 +178,51 @@ def _states(seen: Observation, before: Mapping[str, Condition], *, settled: bool
         if (seen.scaling or {}).get("retentionSeconds") is not None:
             yield "EventsExpiring", _expiring(seen.scaling or {})
     if seen.monitored is not None:
-        good = seen.monitored.reason == "MonitorCreated"
+        good = seen.monitored.reason is Reason.MONITOR_CREATED
         yield "Monitored", _State("True" if good else "False", seen.monitored.reason, seen.monitored.message)
-    elif seen.paused and (known := before.get("Monitored")) is not None:
-        yield "Monitored", _State(known["status"], known["reason"], known["message"])
+    elif seen.paused and (known := before.get("Monitored")) is not None and known["reason"] in BY_NAME:
+        yield "Monitored", _State(known["status"], BY_NAME[known["reason"]], known["message"])
     yield (
         "Paused",
-        _State("True", "PausedByAnnotation", f"nothing is changed until the annotation {api.PAUSED} is removed")
+        _State("True", Reason.PAUSED_BY_ANNOTATION, f"nothing is changed until the annotation {api.PAUSED} is removed")
         if seen.paused
-        else _State("False", "NotPaused", "the pipeline is reconciled"),
+        else _State("False", Reason.NOT_PAUSED, "the pipeline is reconciled"),
     )
 
 
 _LIMITS = {
-    "gpus": "GpusTaken",
-    "max": "AtMaximum",
-    "partitions": "TooFewPartitions",
-    "paused": "ScalingPaused",
-    "scaleOutRate": "RateLimited",
-    "scaleInRate": "RateLimited",
+    "gpus": Reason.GPUS_TAKEN,
+    "max": Reason.AT_MAXIMUM,
+    "partitions": Reason.TOO_FEW_PARTITIONS,
+    "paused": Reason.SCALING_PAUSED,
+    "scaleOutRate": Reason.RATE_LIMITED,
+    "scaleInRate": Reason.RATE_LIMITED,
 }
 
 
 def _limited(spec: api.Spec, scaling: Mapping[str, Any] | None) -> _State:
     """Whether something keeps the number of workers from what is needed."""
     if spec.suspend:
-        return _State("False", "NotLimited", "spec.suspend is true: no workers run")
+        return _State("False", Reason.NOT_LIMITED, "spec.suspend is true: no workers run")
     if scaling is None:
-        return _State("Unknown", "Checking", "the queue's lag is not known yet")
+        return _State("Unknown", Reason.CHECKING, "the queue's lag is not known yet")
     if (trouble := scaling.get("trouble")) is not None:
-        return _State("Unknown", "LagUnknown", f"{trouble}; {scaling.get('message', '')}")
+        return _State("Unknown", Reason.LAG_UNKNOWN, f"{trouble}; {scaling.get('message', '')}")
     message = scaling.get("message", "")
     if (mode := spec.autoscaling.mode) != "Auto":
-        return _State("False", "NotLimited", f"mode {mode}, spec.replicas counts; Auto would say: {message}")
+        return _State("False", Reason.NOT_LIMITED, f"mode {mode}, spec.replicas counts; Auto would say: {message}")
     if (limit := _LIMITS.get(scaling.get("clamp", ""))) is not None:
         return _State("True", limit, message)
-    return _State("False", "NotLimited", message)
+    return _State("False", Reason.NOT_LIMITED, message)
 
 
 def _expiring(scaling: Mapping[str, Any]) -> _State:
     kept = duration(scaling["retentionSeconds"])
     if not scaling.get("expiring"):
-        return _State("False", "WithinRetention", f"the topic keeps events for {kept}")
+        return _State("False", Reason.WITHIN_RETENTION, f"the topic keeps events for {kept}")
     return _State(
         "True",
-        "EventsExpire",
+        Reason.EVENTS_EXPIRE,
         f"the oldest recording has waited for {scaling.get('oldest')}, and the topic keeps events for {kept}: add "
         "workers, or raise its retention.ms, or recordings are lost",
     )
@@ -192,38 +230,52 @@ def _expiring(scaling: Mapping[str, Any]) -> _State:
 
 def _checked(outcome: Outcome | None, seen: Observation, before: Condition | None) -> _State:
     if outcome is not None:
-        return _State("True" if outcome.ok else "False", outcome.reason, outcome.message)
-    if seen.blocking is not None and seen.blocking.reason in ("SecretMissing", "SecretKeyMissing", "InvalidSpec"):
-        return _State("Unknown", "Blocked", "not checked: see the condition Ready")
-    if before is not None and before["reason"] != "Blocked" and before["observedGeneration"] == seen.generation:
+        return _State("True" if outcome.ok else "False", BY_NAME[outcome.reason], outcome.message)
+    if seen.blocking is not None and seen.blocking.reason.blocks:
+        return _State("Unknown", Reason.BLOCKED, "not checked: see the condition Ready")
+    known = before is not None and before["reason"] in BY_NAME.keys() - {Reason.BLOCKED}
+    if before is not None and known and before["observedGeneration"] == seen.generation:
         # A restarted operator doesn't take back what is known.
-        return _State(before["status"], before["reason"], before["message"])
-    return _State("Unknown", "Checking", "the first check has not ended yet")
+        return _State(before["status"], BY_NAME[before["reason"]], before["message"])
+    return _State("Unknown", Reason.CHECKING, "the first check has not ended yet")
 
 
-def _ready(seen: Observation, queue: _State, vault: _State, progress: _State) -> _State:
+def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *, stable: bool) -> _State:
+    """Return the first thing to look at; `stable`: the workers that there were are ready, others may be missing."""
     spec = seen.spec
     if seen.blocking is not None:
         return _State("False", seen.blocking.reason, seen.blocking.message)
     if spec is None:
         raise ValueError("a pipeline without a readable spec is blocked")
-    if spec.suspend and progress.reason == "Complete":
-        return _State("False", "Suspended", "spec.suspend is true: no workers run")
+    if spec.suspend and progress.reason is Reason.COMPLETE:
+        return _State("False", Reason.SUSPENDED, "spec.suspend is true: no workers run")
     for state in (queue, vault):
         if state.status == "False":
             return state
-    if seen.pods is not None and not spec.suspend:
+    if seen.pods is not None and not spec.suspend and not stable:
         return _State("False", seen.pods.reason, f"{_count(seen)}; {seen.pods.message}")
-    if progress.reason != "Complete":
+    if progress.reason is Reason.STOPPING:
         # Those that stay work on while others finish.
-        works = progress.reason == "Stopping" and not spec.suspend and _ready_workers(seen) >= seen.wanted
+        works = not spec.suspend and _ready_workers(seen) >= seen.wanted
         return _State("True" if works else "False", progress.reason, progress.message)
-    if queue.reason == "Checking":
-        return _State("Unknown", "Checking", "workers are ready; the queue's first check has not ended yet")
+    if progress.reason is not Reason.COMPLETE and not stable:
+        return _State("False", progress.reason, progress.message)
+    if queue.reason is Reason.CHECKING:
+        return _State("Unknown", Reason.CHECKING, "workers are ready; the queue's first check has not ended yet")
     if seen.wanted == 0:
-        said = "replicas is 0" if spec.autoscaling.mode != "Auto" else "nothing waits"
-        return _State("True", "ScaledToZero", f"no workers run: {said}")
-    return _State("True", "Running", _count(seen))
+        cause = "replicas is 0" if spec.autoscaling.mode != "Auto" else _backlog(seen)
+        return _State("True", Reason.SCALED_TO_ZERO, f"0 workers: {cause}")
+    return _State("True", Reason.RUNNING, _count(seen))
+
+
+def _backlog(seen: Observation) -> str:
+    """Return why the autoscaler wants no worker."""
+    scaling = seen.scaling or {}
+    lag, message = scaling.get("lag"), scaling.get("message", "")
+    if not lag:
+        return "the backlog is not known yet" if lag is None else "no recording waits"
+    waiting = "1 recording waits" if lag == 1 else f"{lag} recordings wait"
+    return f"{waiting}; {message}" if message else waiting
 
 
 def _ready_workers(seen: Observation) -> int:
@@ -231,37 +283,61 @@ def _ready_workers(seen: Observation) -> int:
 
 
 def _count(seen: Observation) -> str:
-    wanted = seen.wanted
-    return f"{_ready_workers(seen)} of {wanted} {'worker' if wanted == 1 else 'workers'} ready"
+    return f"{_ready_workers(seen)} of {seen.wanted} workers ready"
 
 
-def _progress(seen: Observation, *, settled: bool) -> _State:
-    """How far the workers are; `settled`: so many were there before. One that is not ready any more is no new one."""
+def _progress(seen: Observation, history: _History) -> tuple[_State, bool]:
+    """Return how far the workers are, and whether those that there were are ready and only others are missing."""
     if seen.spec is None or seen.deployment is None:
-        return _State("False", "Starting", "there are no workers yet")
+        return _State("False", Reason.STARTING, "there are no workers yet"), False
     wanted = seen.wanted
     deployment, status = seen.deployment, seen.deployment.get("status") or {}
-    said = {each["type"]: each for each in status.get("conditions") or []}
+    found = {each["type"]: each for each in status.get("conditions") or []}
     total, updated, ready = (status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas"))
     current = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     current = current and deployment["spec"].get("replicas") == wanted
-    if (progressing := said.get("Progressing", {})).get("reason") == "ProgressDeadlineExceeded" and ready < wanted:
-        return _State("False", "Stuck", f"{_count(seen)}; {progressing.get('message', '')}")
+    if _is_stable(seen, history):
+        if seen.pods is not None:
+            return _State("False", seen.pods.reason, f"{_count(seen)}; {seen.pods.message}"), True
+        return _State("True", Reason.SCALING_OUT, f"{_count(seen)}; {wanted - ready} starting"), True
+    progressing = found.get("Progressing", {})
+    if progressing.get("reason") == "ProgressDeadlineExceeded" and ready < wanted:
+        return _State("False", Reason.STUCK, f"{_count(seen)}; {progressing.get('message', '')}"), False
     if total > wanted:
-        return _State("True", "Stopping", f"{total - wanted} more than {wanted} workers are finishing")
+        surplus = total - wanted
+        verb = "worker is" if surplus == 1 else "workers are"
+        return _State("True", Reason.STOPPING, f"{surplus} surplus {verb} finishing"), False
     if current and ready == updated == total == wanted:
-        return _State("False", "Complete", f"{wanted} of {wanted} workers are of the current spec")
+        return _State("False", Reason.COMPLETE, f"{wanted} of {wanted} workers match the current spec"), False
     if total > updated:
-        return _State("True", "Rolling", f"{updated} of {wanted} workers are of the current spec; {_count(seen)}")
-    if current and settled and progressing.get("reason") == "NewReplicaSetAvailable" and total == wanted:
-        return _State("True", "NotReady", _count(seen))
-    return _State("True", "Starting", _count(seen))
+        message = f"{updated} of {wanted} workers match the current spec; {_count(seen)}"
+        return _State("True", Reason.ROLLING, message), False
+    settled = history.settled and history.wanted == wanted
+    lost = history.kept is not None and ready < min(history.kept, wanted)
+    was_complete = settled and progressing.get("reason") == "NewReplicaSetAvailable"
+    if current and total == wanted and (was_complete or (lost and history.wanted == wanted)):
+        return _State("True", Reason.NOT_READY, _count(seen)), False
+    return _State("True", Reason.STARTING, _count(seen)), False
+
+
+def _is_stable(seen: Observation, history: _History) -> bool:
+    """Return True while all workers that count are ready, although more are desired.
+
+    They are those that were ready before; where additional pods are refused, those that exist.
+    """
+    status = (seen.deployment or {}).get("status") or {}
+    total, updated, ready = (status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas"))
+    if ready == 0 or ready >= seen.wanted or total > seen.wanted or updated < total:
+        return False
+    if seen.pods is not None and seen.pods.reason is Reason.REFUSED:
+        return bool(ready == total)
+    return bool(history.kept) and ready >= (history.kept or 0)
 
 
 def failure(deployment: Mapping[str, Any] | None) -> Problem | None:
-    """Why the Deployment can't make pods (a quota, an admission policy), else None."""
-    said: Sequence[Mapping[str, Any]] = ((deployment or {}).get("status") or {}).get("conditions") or []
-    for condition in said:
+    """Return why the Deployment can't create pods (a quota, an admission policy), else None."""
+    conditions: Sequence[Mapping[str, Any]] = ((deployment or {}).get("status") or {}).get("conditions") or []
+    for condition in conditions:
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return Problem("Refused", f"pods are refused: {condition.get('message', '')}")
+            return Problem(Reason.REFUSED, f"the API server refuses pods: {condition.get('message', '')}")
     return None

@@ -21,6 +21,7 @@ from vaultml_operator.local.kubelet import Backoff, Kubelet
 from vaultml_operator.local.logs import Logs
 from vaultml_operator.local.machine import Devices, Hardware
 from vaultml_operator.local.store import Store
+from vaultml_operator.reasons import Reason
 
 WORKER = api.Spec.model_validate({"queue": {"name": "q", "kafka": {"brokers": ["b:1"], "group": "g"}}}).worker
 SERVE = (
@@ -191,7 +192,7 @@ def test_what_can_not_be_started_is_said(tmp_path: Path) -> None:
         box.start("p", "true", env=[missing])
         await box.until(lambda: "message" in box.container("p").get("state", {}).get("waiting", {}))
         told = pods.diagnose([box.pod("p")], WORKER, None)
-        assert told == pods.Problem("ContainerConfigError", "pod p can't start: Secret s lacks the key k")
+        assert told == pods.Problem(Reason.CONTAINER_CONFIG_ERROR, "pod p can't start: Secret s lacks the key k")
         box.store.put({"kind": "Secret", "metadata": {"name": "s", "namespace": "n"}, "data": {"k": "dg=="}})
         await box.until(
             lambda: box.container("p").get("restartCount", 0) > 0 or "running" in box.container("p")["state"]

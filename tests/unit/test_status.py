@@ -8,6 +8,7 @@ import pytest
 from vaultml_operator import api, reasons
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Outcome
+from vaultml_operator.reasons import Reason
 from vaultml_operator.status import Observation, compute, failure, notes
 
 GOOD = Outcome("Reachable", "all is well")
@@ -51,9 +52,9 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
         (replace(SEEN, spec=spec(suspend=True), wanted=0), ("False", "Stopping")),
         (replace(SEEN, queue=BAD), ("False", "AuthenticationFailed")),
         (replace(SEEN, queue=None), ("Unknown", "Checking")),
-        (replace(SEEN, blocking=Problem("SecretMissing", "…"), queue=BAD), ("False", "SecretMissing")),
+        (replace(SEEN, blocking=Problem(Reason.SECRET_MISSING, "…"), queue=BAD), ("False", "SecretMissing")),
         (
-            replace(SEEN, pods=Problem("CrashLooping", "…"), deployment=deployment(readyReplicas=1)),
+            replace(SEEN, pods=Problem(Reason.CRASH_LOOPING, "…"), deployment=deployment(readyReplicas=1)),
             ("False", "CrashLooping"),
         ),
         (replace(SEEN, deployment=deployment(readyReplicas=1)), ("False", "Starting")),
@@ -65,7 +66,7 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
         (replace(SEEN, deployment=deployment(reason="ProgressDeadlineExceeded", readyReplicas=1)), ("False", "Stuck")),
         (replace(SEEN, deployment=deployment(observedGeneration=0)), ("False", "Starting")),
         (replace(SEEN, deployment=None), ("False", "Starting")),
-        (replace(SEEN, spec=None, blocking=Problem("InvalidSpec", "…")), ("False", "InvalidSpec")),
+        (replace(SEEN, spec=None, blocking=Problem(Reason.INVALID_SPEC, "…")), ("False", "InvalidSpec")),
     ],
 )
 def test_ready_says_the_first_thing_to_look_at(seen: Observation, expected: tuple[str, str]) -> None:
@@ -77,9 +78,130 @@ def test_only_a_worker_that_was_ready_is_said_to_be_so_no_more() -> None:
     running = compute({}, SEEN, EARLY)
     broken = replace(SEEN, deployment=deployment(readyReplicas=1))
     assert ready(broken, running) == ready(broken, compute(running, broken, LATE)) == ("False", "NotReady")
-    # One more was asked for, and its pod is there at once.
-    more = replace(SEEN, wanted=3, deployment=deployment(3, readyReplicas=2))
-    assert ready(more, running) == ready(more, compute(running, more, LATE)) == ("False", "Starting")
+
+
+def chain(*seen: Observation) -> list[tuple[str, str, str]]:
+    """Status and reason of Ready, and the reason of Progressing, as one observation follows another."""
+    found, status = [], compute({}, SEEN, EARLY)
+    for each in seen:
+        status = compute(status, each, LATE)
+        found.append((*condition(status, "Ready"), condition(status, "Progressing")[1]))
+    return found
+
+
+def test_a_scale_out_leaves_ready_true_while_the_workers_that_there_were_are_ready() -> None:
+    """SEEN has 2 ready workers."""
+    asked = replace(SEEN, wanted=4, deployment=deployment(4, replicas=2, updatedReplicas=2, readyReplicas=2))
+    created = replace(SEEN, wanted=4, deployment=deployment(4, readyReplicas=2))
+    third = replace(SEEN, wanted=4, deployment=deployment(4, readyReplicas=3))
+    lost = replace(SEEN, wanted=4, deployment=deployment(4, readyReplicas=2))
+    done = replace(SEEN, wanted=4, deployment=deployment(4))
+    out = ("True", "Running", "ScalingOut")
+    assert chain(asked, created, third, done) == [out, out, out, ("True", "Running", "Complete")]
+    assert chain(asked, third, lost)[-1] == ("False", "NotReady", "NotReady")
+    # The third was ready, too: with two, one of those that there were is missing.
+    assert chain(asked, third, lost, third)[-1][0] == "False"
+    assert chain(asked, third, lost, done)[-1] == ("True", "Running", "Complete")
+
+
+def test_a_new_pipeline_and_one_at_zero_are_not_ready_before_their_workers_are() -> None:
+    partly = replace(SEEN, wanted=3, deployment=deployment(3, reason="ReplicaSetUpdated", readyReplicas=2))
+    first = compute({}, partly, EARLY)
+    assert condition(first, "Ready") == condition(compute(first, partly, LATE), "Ready") == ("False", "Starting")
+    zero = replace(SEEN, wanted=0, deployment=deployment(0))
+    asked = replace(SEEN, wanted=2, deployment=deployment(2, replicas=0, updatedReplicas=0, readyReplicas=0))
+    one = replace(SEEN, wanted=2, deployment=deployment(2, readyReplicas=1))
+    assert [each[:2] for each in chain(zero, asked, one)] == [
+        ("True", "ScaledToZero"),
+        ("False", "Starting"),
+        ("False", "Starting"),
+    ]
+    assert chain(zero, one)[-1][:2] == ("False", "Starting")  # what was in between has not been seen
+
+
+def test_a_rollout_is_no_scale_out() -> None:
+    rolling = replace(SEEN, deployment=deployment(updatedReplicas=1, readyReplicas=1))
+    both = replace(SEEN, wanted=3, deployment=deployment(3, updatedReplicas=1, readyReplicas=2))
+    assert chain(rolling) == chain(both) == [("False", "Rolling", "Rolling")]
+
+
+def test_a_scale_out_right_behind_a_scale_in_counts_those_that_stay() -> None:
+    less = replace(SEEN, wanted=1, deployment=deployment(1, replicas=2, updatedReplicas=2, readyReplicas=2))
+    more = replace(SEEN, wanted=2, deployment=deployment(2, replicas=1, updatedReplicas=1, readyReplicas=1))
+    assert chain(less, more) == [("True", "Stopping", "Stopping"), ("True", "Running", "ScalingOut")]
+
+
+@pytest.mark.parametrize("reason", [Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.POD_REJECTED])
+def test_additional_workers_that_cannot_start_are_said_in_progressing(reason: Reason) -> None:
+    problem = Problem(reason, "no room")
+    more = replace(SEEN, wanted=4, deployment=deployment(4, readyReplicas=2), pods=problem)
+    assert chain(more, more) == [("True", "Running", reason)] * 2
+    running = compute({}, SEEN, EARLY)
+    told = [each for each in notes(running, compute(running, more, LATE)) if each.kind == "Warning"]
+    assert [(each.reason, each.message) for each in told] == [(reason, "2 of 4 workers ready; no room")]
+    lost = replace(more, deployment=deployment(4, readyReplicas=1))
+    assert chain(more, lost)[-1][:2] == ("False", reason)
+
+
+def test_a_quota_that_refuses_additional_pods_leaves_ready_true() -> None:
+    quota = Problem(Reason.REFUSED, "exceeded quota: pods=2")
+    full = replace(SEEN, wanted=3, pods=quota, deployment=deployment(3, replicas=2, updatedReplicas=2, readyReplicas=2))
+    said = condition(compute({}, full, EARLY), "Ready"), condition(compute({}, full, EARLY), "Progressing")
+    assert said == (("True", "Running"), ("False", "Refused"))
+    message = next(each for each in compute({}, full, EARLY)["conditions"] if each["type"] == "Progressing")["message"]
+    assert message == "2 of 3 workers ready; exceeded quota: pods=2"
+    # None works, one that exists is not ready, or what exists is of an older spec: Ready is about that.
+    for counts in (
+        {"replicas": 0, "updatedReplicas": 0, "readyReplicas": 0},
+        {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1},
+        {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2},
+    ):
+        assert ready(replace(full, deployment=deployment(3, "NewReplicaSetAvailable", **counts))) == (
+            "False",
+            "Refused",
+        )
+
+
+@pytest.mark.parametrize("reason", [each for each in Reason if each.blocks])
+def test_what_blocks_is_treated_alike(reason: Reason) -> None:
+    blocked = compute({}, replace(SEEN, queue=None, blocking=Problem(reason, "…")), EARLY)
+    assert condition(blocked, "QueueReachable") == ("Unknown", "Blocked")
+    trouble = replace(SEEN, queue=None, blocking=Problem(reason, "…"), scaling=SCALING | {"trouble": "no answer"})
+    told = [each.reason for each in notes({}, compute({}, trouble, EARLY))]
+    assert told == [reason]
+
+
+def test_a_status_of_another_version_is_read() -> None:
+    status = compute({}, SEEN, EARLY)
+    for each in status["conditions"]:
+        each["reason"] = "FromTheFuture"
+    assert ready(replace(SEEN, queue=None), status) == ("Unknown", "Checking")
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "message"),
+    [
+        (replace(SEEN, wanted=1, deployment=deployment(1)), "Ready", "1 of 1 workers ready"),
+        (replace(SEEN, deployment=deployment(replicas=4)), "Progressing", "2 surplus workers are finishing"),
+        (replace(SEEN, deployment=deployment(replicas=3)), "Progressing", "1 surplus worker is finishing"),
+        (
+            replace(
+                SEEN, spec=spec(), wanted=0, deployment=deployment(0), scaling={"lag": 9, "message": "no GPU is free"}
+            ),
+            "Ready",
+            "0 workers: 9 recordings wait; no GPU is free",
+        ),
+        (replace(SEEN, wanted=0, deployment=deployment(0)), "Ready", "0 workers: the backlog is not known yet"),
+        (
+            replace(SEEN, wanted=0, deployment=deployment(0), scaling={"lag": 0}),
+            "Ready",
+            "0 workers: no recording waits",
+        ),
+    ],
+)
+def test_sentences(seen: Observation, kind: str, message: str) -> None:
+    found = next(each for each in compute({}, seen, EARLY)["conditions"] if each["type"] == kind)
+    assert found["message"] == message
 
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
@@ -123,7 +245,7 @@ def test_pausing_and_going_on_are_events() -> None:
 
 
 def test_a_pause_takes_back_nothing_that_is_known() -> None:
-    monitored = compute({}, replace(SEEN, monitored=Problem("MonitorUnavailable", "…")), EARLY)
+    monitored = compute({}, replace(SEEN, monitored=Problem(Reason.MONITOR_UNAVAILABLE, "…")), EARLY)
     paused = compute(monitored, replace(SEEN, paused=True), LATE)
     assert condition(paused, "Monitored") == ("False", "MonitorUnavailable")
     assert "Monitored" not in {each["type"] for each in compute(paused, SEEN, LATE)["conditions"]}

@@ -9,6 +9,7 @@ import pytest
 
 from testbed import kubernetes
 from testbed.kubernetes import Cluster, gpus
+from testbed.kubernetes.kubelet.status import now
 from testbed.operator import Operator, Pipelines, grant
 from testbed.product import images
 from tests.parts import need
@@ -65,6 +66,28 @@ def vault(tmp_path: Path) -> Iterator[tuple[str, VaultServer]]:
     server = VaultServer(application(tmp_path, Account("a", "b")))
     yield f"{server.url}/api", server
     server.close()
+
+
+@pytest.fixture
+def silent(crds: Cluster) -> Iterator[dict[str, Any]]:
+    """A node that is ready in name, with no kubelet behind it; gives what `spec.worker` needs to land there."""
+    name = f"silent-{uuid.uuid4().hex[:8]}"
+    allocatable = {"cpu": "8", "memory": "16Gi", "pods": "10", "nvidia.com/gpu": "2"}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now()}
+    crds.request(
+        "POST",
+        "/api/v1/nodes",
+        {
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+            "spec": {"taints": [{"key": "silent", "effect": "NoSchedule"}]},
+            "status": {"capacity": allocatable, "allocatable": allocatable, "conditions": [ready]},
+        },
+    )
+    yield {
+        "nodeSelector": {"kubernetes.io/hostname": name},
+        "tolerations": [{"key": "silent", "operator": "Exists"}],
+    }
+    crds.request("DELETE", f"/api/v1/nodes/{name}")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import requests
 from testbed import kubernetes
 from testbed.kafka import Broker
 from testbed.kubernetes import Cluster, gpus
-from testbed.kubernetes.proxy import Proxy
+from testbed.kubernetes.proxy import Proxy, Request, Spoil
 from testbed.operator import Operator, Pipelines, grant
 from testbed.process import wait_for
 from testbed.product import images
@@ -99,7 +99,7 @@ def test_rights_in_one_namespace_reach_no_secret_of_another(kafka: Broker, share
         mine.wait("p", "Running")
         mine.kubectl("scale", "vmlp/p", "--replicas=17")
         # It may not list nodes here, so the scheduler's words are passed on.
-        assert "Insufficient nvidia.com/gpu" in mine.wait("p", "Unschedulable")["message"]
+        assert "Insufficient nvidia.com/gpu" in mine.wait("p", "Unschedulable", "Progressing")["message"]
         assert theirs.condition("p") == {}
         asked = {each.path.split("/namespaces/")[1].split("/")[0] for each in proxy.seen if "/namespaces/" in each.path}
         assert asked == {"mine", install.NAMESPACE}
@@ -117,6 +117,68 @@ def test_rights_in_one_namespace_reach_no_secret_of_another(kafka: Broker, share
                 timeout=10,
             )
             assert answer.status_code == 403, path
+
+
+def test_a_namespace_that_is_missing_or_deleted_does_not_stop_the_others(
+    kafka: Broker, shared_out: Cluster, tmp_path: Path
+) -> None:
+    topic(kafka)
+    kept, gone = Pipelines(shared_out, "mine"), Pipelines(shared_out, "gone")
+    kept.apply(body(kafka))
+    other = body(kafka)
+    other["spec"]["queue"]["kafka"]["group"] += "-other"
+    with (
+        Proxy(shared_out) as proxy,
+        Operator(
+            shared_out, tmp_path / "log", "--namespace", "gone", "--namespace", "mine", server=proxy.url
+        ) as running,
+    ):
+        running.wait_ready().wait_leads()
+        kept.wait("p", "Running")
+        log = running.log_text()
+        assert "not allowed to list vaultmlpipelines in the namespace gone" in log
+        assert "the CRD" not in log
+
+        shared_out.kubectl("create", "namespace", "gone")
+        grant(shared_out, ["gone"])
+        gone.apply(other)
+        gone.wait("p", "Running")
+
+        shared_out.kubectl("delete", "namespace", "gone")
+        proxy.cut()  # no watch of that namespace goes on
+        said = "can't be watched"
+        wait_for(lambda: said in running.log_text(), 120, "the namespace to be given up", process=running.process)
+        kept.kubectl("scale", "vmlp/p", "--replicas=2")
+        wait_for(lambda: kept.condition("p")["message"] == "2 of 2 workers ready", 30, "two workers")
+        told = [name for name in running.metrics() if name.startswith("vaultml_pipeline_ready{")]
+        assert told == ['vaultml_pipeline_ready{namespace="mine",pipeline="p"}']
+
+        # It comes back by the same name.
+        shared_out.kubectl("create", "namespace", "gone")
+        grant(shared_out, ["gone"])
+        gone.apply(other)
+        gone.wait("p", "Running", timeout=60)
+        assert running.process.returncode is None
+    kept.kubectl("delete", "vmlp", "p")
+
+
+WAITING = {
+    404: "waiting for the CRD vaultmlpipelines.ml.kerberos.io: apply crds/",
+    403: "not allowed to list vaultmlpipelines in all namespaces",
+    503: "waiting for the API server: it answers 503",
+    0: "waiting for the API server: it can't be reached",
+}
+
+
+@pytest.mark.parametrize("status", WAITING)
+def test_why_it_waits_at_its_start(status: int, shared_out: Cluster, tmp_path: Path) -> None:
+    def rule(request: Request) -> Spoil | None:
+        return Spoil(status=status) if "/vaultmlpipelines" in request.path else None
+
+    with Proxy(shared_out, rule) as proxy, Operator(shared_out, tmp_path / "log", server=proxy.url) as running:
+        sentence = WAITING[status]
+        wait_for(lambda: sentence in running.log_text(), 30, sentence, process=running.process)
+        assert [each for each in WAITING.values() if each in running.log_text()] == [sentence]
 
 
 def test_two_operators_share_out_the_namespaces(kafka: Broker, shared_out: Cluster, tmp_path: Path) -> None:

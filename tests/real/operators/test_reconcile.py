@@ -7,12 +7,15 @@ import zlib
 from functools import partial
 from typing import Any
 
+import pytest
 from confluent_kafka.admin import AdminClient
 
 from testbed.kafka import Broker
 from testbed.operator import Operator, Pipelines
 from testbed.process import wait_for
 from tests.real.operators.lagging import scaling
+from vaultml_operator import install
+from vaultml_operator.cluster import DIGEST_KEY
 from vaultml_worker.dev.vault import VaultServer
 
 
@@ -199,11 +202,50 @@ def test_a_changed_secret_rolls_the_workers(
     pipelines.wait("p", "Running")
     before = {pod["metadata"]["uid"] for pod in pipelines.all("pods")}
     changed = time.monotonic()
-    pipelines.secret("keys", accessKey="a", secretKey="b", note="changed")
+    pipelines.secret("keys", accessKey="a", secretKey="c")
     wait_for(lambda: deployment(pipelines)["metadata"]["generation"] == 2, 10, "the workers to start rolling")
     assert time.monotonic() - changed < 10
     wait_for(lambda: not before & {pod["metadata"]["uid"] for pod in pipelines.all("pods")}, 30, "new workers")
-    pipelines.wait_event("p", "CredentialsChanged")
+    told = [
+        note for _, reason, note in pipelines.wait_event("p", "CredentialsChanged") if reason == "CredentialsChanged"
+    ]
+    assert told == ["Secret keys changed: the workers are replaced one by one"]
+
+
+def test_a_secret_that_is_touched_or_recreated_with_the_same_values_rolls_nothing(
+    kafka: Broker, operator: Operator, pipelines: Pipelines, vault: tuple[str, VaultServer]
+) -> None:
+    topic(kafka)
+    url, _ = vault
+    pipelines.secret("keys", accessKey="a", secretKey="b")
+    pipelines.apply(body(kafka, vault={"apiUrl": url, "credentialsSecretRef": {"name": "keys"}}))
+    pipelines.wait("p", "Running")
+    pods = {pod["metadata"]["uid"] for pod in pipelines.all("pods")}
+
+    def reconciles() -> float:
+        return operator.metrics()['vaultml_operator_reconciles_total{outcome="success"}']
+
+    def more_than(runs: float) -> bool:
+        return reconciles() > runs
+
+    for number in range(3):
+        runs = reconciles()
+        pipelines.kubectl("label", "secret", "keys", f"touched={number}", "--overwrite")
+        wait_for(partial(more_than, runs), 20, "a reconcile")
+        runs = reconciles()
+        pipelines.secret("keys", accessKey="a", secretKey="b", note=str(number))
+        wait_for(partial(more_than, runs), 20, "a reconcile")
+        pipelines.kubectl("delete", "secret", "keys")
+        pipelines.wait("p", "SecretMissing")
+        pipelines.secret("keys", accessKey="a", secretKey="b")
+        pipelines.wait("p", "Running")
+    assert deployment(pipelines)["metadata"]["generation"] == 1
+    assert {pod["metadata"]["uid"] for pod in pipelines.all("pods")} == pods
+    assert "CredentialsChanged" not in {reason for _, reason, _ in pipelines.events("p")}
+    # The key by which values are compared is the operator's, and no pod has it.
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{install.NAMESPACE}/leases/vaultml-operator-digest-key"
+    key = pipelines.cluster.get(leases)["metadata"]["annotations"][DIGEST_KEY]
+    assert key not in pipelines.kubectl("get", "vmlp,deploy,rs,pods", "-o", "yaml")
 
 
 def test_a_missing_secret_and_key_are_said_and_heal(
@@ -282,15 +324,67 @@ def test_a_pipeline_made_anew_waits_for_the_old_ones_children(kafka: Broker, pip
     pipelines.wait("p", "Running", timeout=60)
 
 
-def test_a_pod_template_that_makes_no_sense_is_refused_with_the_api_servers_words(
+PORTS = [{"name": "http", "containerPort": 8080}, {"name": "more", "containerPort": 8080}]
+INVALID = [
+    ({"restartPolicy": "Sometimes"}, "spec.template.spec.restartPolicy"),
+    ({"hostNetwerk": True}, "hostNetwerk"),
+    ({"securityContext": {"runAsUsr": 1}}, "runAsUsr"),
+    ({"containers": [{"name": "worker", "resorces": {}}]}, "resorces"),
+    ({"terminationGracePeriodSeconds": "soon"}, "terminationGracePeriodSeconds"),
+    ({"hostAliases": {"ip": "1.2.3.4"}}, "hostAliases"),
+    ({"containers": [{"name": "worker", "ports": PORTS}]}, "ports"),
+    ({"containers": [{"name": "worker", "volumeMounts": [{"name": "nowhere", "mountPath": "/x"}]}]}, "volumeMounts"),
+]
+
+
+def test_an_invalid_pod_template_is_said_with_its_field_and_leaves_the_workers(
     kafka: Broker, pipelines: Pipelines
 ) -> None:
     topic(kafka)
-    pipelines.apply(body(kafka, worker={"podTemplate": {"spec": {"restartPolicy": "Sometimes"}}}))
-    condition = pipelines.wait("p", "Refused")
-    assert "spec.template.spec.restartPolicy" in condition["message"]
     pipelines.apply(body(kafka))
     pipelines.wait("p", "Running")
+    pods = {pod["metadata"]["uid"] for pod in pipelines.all("pods")}
+    for number, (patch, field) in enumerate(INVALID, start=1):
+        pipelines.apply(body(kafka, worker={"podTemplate": {"spec": patch}}))
+        generation = pipelines.get("vmlp", "p")["metadata"]["generation"]  # type: ignore[index]
+        condition = pipelines.wait("p", "InvalidSpec", generation=generation, timeout=10)
+        assert condition["status"] == "False"
+        assert field in condition["message"]
+        assert {pod["metadata"]["uid"] for pod in pipelines.all("pods")} == pods
+        pipelines.apply(body(kafka))
+        pipelines.wait("p", "Running", generation=generation + 1)
+        pipelines.wait_event("p", "InvalidSpec", number)
+
+
+@pytest.mark.parametrize("patch", [{"hostNetwerk": True}, {"containers": [{"name": "worker", "ports": PORTS}]}])
+def test_a_new_pipeline_with_an_invalid_pod_template_has_a_status(
+    patch: dict[str, Any], kafka: Broker, pipelines: Pipelines
+) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka, worker={"podTemplate": {"spec": patch}}))
+    pipelines.wait("p", "InvalidSpec", timeout=10)
+    assert pipelines.get("deployment", "p") is None
+    pipelines.wait_event("p", "InvalidSpec")
+    pipelines.apply(body(kafka))
+    pipelines.wait("p", "Running")
+
+
+def test_a_scale_out_does_not_end_being_ready(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.apply(body(kafka))
+    since = pipelines.wait("p", "Running")["lastTransitionTime"]
+    time.sleep(1.1)  # times are in whole seconds
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=4")
+    wait_for(lambda: pipelines.condition("p")["message"] == "4 of 4 workers ready", 30, "four workers")
+    assert pipelines.condition("p")["lastTransitionTime"] == since
+    # Additional workers that fit nowhere are another condition's.
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=90")
+    condition = pipelines.wait("p", "Unschedulable", "Progressing", timeout=60)
+    assert condition["status"] == "False"
+    assert "Insufficient nvidia.com/gpu" in condition["message"]
+    assert pipelines.condition("p")["status"] == "True"
+    assert pipelines.condition("p")["lastTransitionTime"] == since
+    pipelines.wait_event("p", "Unschedulable")
 
 
 def test_a_pod_monitor_that_cannot_be_is_said(kafka: Broker, pipelines: Pipelines) -> None:
@@ -306,3 +400,20 @@ def test_a_quota_that_forbids_pods_is_said(kafka: Broker, pipelines: Pipelines) 
     wait_for(lambda: (pipelines.get("quota", "none") or {}).get("status", {}).get("hard"), 20, "the quota to count")
     pipelines.apply(body(kafka))
     assert "exceeded quota" in pipelines.wait("p", "Refused")["message"]
+
+
+def test_a_quota_that_forbids_more_pods_leaves_those_that_work_ready(kafka: Broker, pipelines: Pipelines) -> None:
+    topic(kafka)
+    pipelines.kubectl("create", "quota", "two", "--hard=pods=2")
+    wait_for(lambda: (pipelines.get("quota", "two") or {}).get("status", {}).get("hard"), 20, "the quota to count")
+    pipelines.apply(body(kafka, replicas=2))
+    pipelines.wait("p", "Running")
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=3")
+    condition = pipelines.wait("p", "Refused", "Progressing")
+    assert condition["status"] == "False"
+    assert "exceeded quota: two" in condition["message"]
+    ready = pipelines.condition("p")
+    assert (ready["status"], ready["reason"], ready["message"]) == ("True", "Running", "2 of 3 workers ready")
+    pipelines.wait_event("p", "Refused")
+    pipelines.kubectl("scale", "vmlp/p", "--replicas=2")
+    pipelines.wait("p", "Complete", "Progressing")
