@@ -74,7 +74,7 @@ Secrets kafka-credentials and vault-credentials in namespace {NAMESPACE}, made t
 
 In another terminal, after those three lines:
   kubectl apply -f {self.pipeline}
-  kubectl get pipelines --watch
+  kubectl get vmlp --watch
 What it would take, and why it runs what it runs:
   vaultml-operator explain highway --what-if lag=500,gpus=2
 Recordings, as cameras make them, and what is seen in them (--count 500 instead of --rate: so many at once):

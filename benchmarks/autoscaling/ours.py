@@ -47,4 +47,4 @@ class Ours:
         """What the status says."""
         found = Pipelines(cluster, SPACE).get("vmlp", NAME) or {}
         said = (found.get("status") or {}).get("autoscaling") or {}
-        return f"{said.get('ready')} ready: {said.get('message')}"
+        return f"{said.get('readyReplicas')} ready: {said.get('message')}"

@@ -11,20 +11,20 @@ Schema = dict[str, Any]
 
 _COLUMNS = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', "Whether all is as wanted.", 0),
-    ("Replicas", "string", ".status.workers", "Ready and wanted workers.", 0),
-    ("Desired", "integer", ".status.autoscaling.desired", "Workers that are wanted by what waits.", 0),
+    ("Replicas", "string", ".status.workers", "Ready and desired workers.", 0),
+    ("Desired", "integer", ".status.autoscaling.desiredReplicas", "Replicas that the autoscaler wants.", 0),
     ("Lag", "integer", ".status.autoscaling.lag", "Recordings that wait.", 0),
-    ("Rate", "string", ".status.autoscaling.rate", "Recordings that come per second.", 0),
+    ("Rate", "string", ".status.autoscaling.rate", "Recordings that arrive per second.", 0),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', "Why, in one word.", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Since when it exists.", 0),
     # Long, and the same as in the spec: without it a row with a long name fits into 120 characters.
     ("GPU", "string", ".status.gpu", "The GPU of each worker.", 1),
     ("Queue", "string", ".spec.queue.name", "Topic that the events are read from.", 1),
     ("Target", "string", ".spec.queue.target", "Topic that the results go to.", 1),
-    ("Oldest", "string", ".status.autoscaling.oldest", "How long the oldest recording has waited.", 1),
-    ("Clamp", "string", ".status.autoscaling.clamp", "What limits the number of workers.", 1),
+    ("Oldest", "string", ".status.autoscaling.oldestMessageAge", "Age of the oldest message that waits.", 1),
+    ("Limit", "string", ".status.autoscaling.limitedBy", "What limits the number of workers.", 1),
     ("Processed", "integer", ".status.autoscaling.processed", "Recordings done.", 1),
-    ("Dead", "integer", ".status.autoscaling.dead", "Dead letters.", 1),
+    ("Dead", "integer", ".status.autoscaling.deadLetters", "Dead letters.", 1),
     ("Image", "string", ".status.image", "Image of the workers.", 1),
     ("Message", "string", '.status.conditions[?(@.type=="Ready")].message', "Why, in a sentence.", 1),
 )

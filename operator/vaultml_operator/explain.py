@@ -6,7 +6,7 @@ from typing import Any
 
 from vaultml_common.text import counted
 from vaultml_operator import api
-from vaultml_operator.autoscaler import picture
+from vaultml_operator.autoscaler import snapshot
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.records import Backlog, Decision, History, Observation
 
@@ -49,15 +49,15 @@ def account(body: Mapping[str, Any], what_if: Mapping[str, float] | None = None,
     head = f"{pipeline.namespace}/{pipeline.name}, mode {pipeline.spec.autoscaling.mode}"
     if pipeline.spec.suspend:
         return f"{head}\nspec.suspend is true: no workers run, and nothing is decided.\n"
-    if published.desired is None and not what_if:
+    if published.desired_replicas is None and not what_if:
         return f"{head}\nNo decision yet: the operator has not read the queue.\n"
-    seen = picture.observation(published)
+    seen = snapshot.observation(published)
     if what_if:
         case = suppose(seen, what_if, pipeline.spec.worker.gpu.count)
         return "\n".join([head, *_supposed(pipeline.spec.autoscaling, case, published, what_if, now)]) + "\n"
     lines = [head, "", "observed", *_seen(seen, published), "", "decision"]
-    lines += [f"  {each}" for each in published.account or ()]
-    lines += ["", "result", f"  {counted(published.desired or 0, 'worker')}: {published.message or ''}"]
+    lines += [f"  {each}" for each in published.trace or ()]
+    lines += ["", "result", f"  {counted(published.desired_replicas or 0, 'worker')}: {published.message or ''}"]
     if pipeline.spec.autoscaling.mode != "Auto":
         mode = pipeline.spec.autoscaling.mode
         lines.append(f"  Not applied: in {mode} mode spec.replicas is used, which is {pipeline.spec.replicas}.")
@@ -70,7 +70,7 @@ def _seen(seen: Observation, published: api.AutoscalingStatus) -> Iterator[str]:
         yield f"  lag         unknown: {seen.trouble or 'no reading'}"
     else:
         oldest = (
-            "" if backlog.oldest_seconds is None else f", oldest message {picture.duration(backlog.oldest_seconds)}"
+            "" if backlog.oldest_seconds is None else f", oldest message {snapshot.duration(backlog.oldest_seconds)}"
         )
         yield f"  lag         {backlog.lag}{oldest}"
         if backlog.parallelism is not None:
@@ -83,8 +83,8 @@ def _seen(seen: Observation, published: api.AutoscalingStatus) -> Iterator[str]:
     yield f"  workers     {counted(seen.replicas, 'replica')}, {seen.ready} ready"
     if seen.slots is not None:
         yield f"  {seen.bound:<12}for {counted(seen.slots, 'worker')}" + (f" ({seen.holders})" if seen.holders else "")
-    if published.dead is not None:
-        yield f"  done        {published.processed or 0}, dead letters {published.dead}"
+    if published.dead_letters is not None:
+        yield f"  done        {published.processed or 0}, dead letters {published.dead_letters}"
 
 
 def _supposed(
@@ -100,7 +100,7 @@ def _supposed(
     yield from ("", "decision now", *(f"  {each}" for each in first.steps))
     yield from ("", "result", f"  {counted(first.replicas, 'worker')}: {first.reason}")
     if last.replicas != first.replicas:
-        yield f"  {counted(last.replicas, 'worker')} after {picture.duration(seconds)}, if it stays so: {last.reason}"
+        yield f"  {counted(last.replicas, 'worker')} after {snapshot.duration(seconds)}, if it stays so: {last.reason}"
 
 
 def suppose(seen: Observation, what_if: Mapping[str, float], gpus_each: int) -> Observation:

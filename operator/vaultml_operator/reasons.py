@@ -416,7 +416,7 @@ def reference() -> str:
         "# Reasons",
         "",
         "Written by `make docs` from `operator/vaultml_operator/reasons.py`: every reason that a pipeline's conditions",
-        "can have. `kubectl get pipelines` shows the one of the condition Ready; each change of it is an Event, too.",
+        "can have. `kubectl get vmlp` shows the one of the condition Ready; each change of it is an Event, too.",
         "The pipeline recovers automatically once the cause is gone.",
         "",
         "| reason | conditions | meaning | what to do |",

@@ -173,7 +173,7 @@ class Reconciler:
         scaling = await self._scaling.watch(
             body, pipeline, connection, template, deployment, frozen=frozen, queue=queue, vault=vault
         )
-        if scaling is not None and "trouble" in scaling and queue is not None and queue.ok:
+        if scaling is not None and scaling.error is not None and queue is not None and queue.ok:
             self._probes.hurry(key)
         there = 0 if deployment is None else deployment["spec"].get("replicas", 1)
         unready, mounting = await self._diagnose(pipeline, deployment)

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
-from vaultml_operator import api, manifests, subjects
+from vaultml_operator import api, manifests
 from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.manifests import Manifest
 from vaultml_operator.objects import Objects
 from vaultml_operator.probes import Connection, Outcome
+from vaultml_operator.scaling_request import scaling_request
 
 Note = Callable[[Manifest, str, str, str], Awaitable[None]]
 """Posts an Event about a pipeline: its body, Normal or Warning, reason, sentence."""
@@ -61,7 +62,7 @@ class Scaling:
         frozen: bool,
         queue: Outcome | None = None,
         vault: Outcome | None = None,
-    ) -> Mapping[str, Any] | None:
+    ) -> api.AutoscalingStatus | None:
         """Have the queue looked at; gives what is to be published of it, None while nothing is.
 
         `template` is the spec of the worker pods; `frozen`: their number stays as it is; `queue` and
@@ -70,18 +71,18 @@ class Scaling:
         key, published = _key(pipeline), api.AutoscalingStatus.read(body)
         if pipeline.spec.suspend or deployment is None:
             self.rest(key)
-            return published.write() or None
+            return published if published.model_fields_set else None
         self._scaler.watch(
             key,
-            subjects.subject(pipeline, connection, template, frozen=frozen, queue=queue, vault=vault),
+            scaling_request(pipeline, connection, template, frozen=frozen, queue=queue, vault=vault),
             replicas=deployment["spec"].get("replicas", 1),
             ready=(deployment.get("status") or {}).get("readyReplicas", 0),
             status=published,
         )
-        if (outlook := self._scaler.outlook(key)) is None:
-            return published.write() or None
-        await self._tell_partitions(body, key, outlook.remark)
-        return outlook.status.write()
+        if (snapshot := self._scaler.snapshot(key)) is None:
+            return published if published.model_fields_set else None
+        await self._tell_partitions(body, key, snapshot.remark)
+        return snapshot.status
 
     def number(self, pipeline: api.Pipeline, live: Manifest | None) -> int:
         """How many workers should run."""
@@ -90,15 +91,15 @@ class Scaling:
             return 0
         if spec.autoscaling.mode != "Auto":
             return spec.replicas
-        if (outlook := self._scaler.outlook(_key(pipeline))) is not None:
-            return outlook.decision.replicas
+        if (snapshot := self._scaler.snapshot(_key(pipeline))) is not None:
+            return snapshot.decision.replicas
         # Not looked at yet: what there is stays, however the operator came to start.
         return int(live["spec"].get("replicas", 1)) if live is not None else spec.autoscaling.min_replicas
 
     def has_no_gpu(self, pipeline: api.Pipeline) -> bool:
         """Whether workers are needed, and GPUs allow none."""
-        outlook = self._scaler.outlook(_key(pipeline))
-        return outlook is not None and (outlook.status.clamp, outlook.status.slots) == ("gpus", 0)
+        snapshot = self._scaler.snapshot(_key(pipeline))
+        return snapshot is not None and (snapshot.status.limited_by, snapshot.status.gpu_limit) == ("gpus", 0)
 
     async def mark_idlest(self, pipeline: api.Pipeline) -> None:
         """Give each worker a deletion cost, so that those with nothing to do go first."""
@@ -125,11 +126,11 @@ class Scaling:
             await self._note(body, "Normal", "Scaled", f"scaled from {was} to {number} workers")
             return
         key, way = _key(pipeline), 1 if number > was else -1
-        outlook = self._scaler.outlook(key)
-        if self._ways.get(key) != way and outlook is not None:
+        snapshot = self._scaler.snapshot(key)
+        if self._ways.get(key) != way and snapshot is not None:
             self._ways[key] = way
             reason = "ScaledOut" if way > 0 else "ScaledIn"
-            await self._note(body, "Normal", reason, f"from {was} to {number} workers: {outlook.decision.reason}")
+            await self._note(body, "Normal", reason, f"from {was} to {number} workers: {snapshot.decision.reason}")
 
     async def tell_ignored(self, body: Manifest, pipeline: api.Pipeline) -> None:
         """Whoever sets spec.replicas in Auto waits for something that won't come."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vaultml_operator import api, manifests
-from vaultml_operator.autoscaler.picture import duration
+from vaultml_operator.autoscaler.snapshot import duration
 from vaultml_operator.pods import Problem
 from vaultml_operator.probes import Outcome
 from vaultml_operator.reasons import BY_NAME, Reason
@@ -41,7 +41,7 @@ class Observation:
     queue: Outcome | None = None
     vault: Outcome | None = None
     monitored: Problem | None = None
-    scaling: Mapping[str, Any] | None = None
+    scaling: api.AutoscalingStatus | None = None
 
 
 class Note(NamedTuple):
@@ -99,7 +99,7 @@ def compute(previous: Mapping[str, Any], seen: Observation, now: str) -> Status:
     if seen.selector is not None:
         status["selector"] = seen.selector
     if seen.scaling is not None:
-        status["autoscaling"] = dict(seen.scaling)
+        status["autoscaling"] = seen.scaling.write()
     return status
 
 
@@ -175,8 +175,8 @@ def _states(seen: Observation, before: Mapping[str, Condition], history: _Histor
     yield "VaultReachable", vault
     if seen.spec is not None:
         yield "ScalingLimited", _limited(seen.spec, seen.scaling)
-        if (seen.scaling or {}).get("retentionSeconds") is not None:
-            yield "EventsExpiring", _expiring(seen.scaling or {})
+        if seen.scaling is not None and seen.scaling.retention_seconds is not None:
+            yield "EventsExpiring", _expiring(seen.scaling, seen.scaling.retention_seconds)
     if seen.monitored is not None:
         good = seen.monitored.reason is Reason.MONITOR_CREATED
         yield "Monitored", _State("True" if good else "False", seen.monitored.reason, seen.monitored.message)
@@ -197,33 +197,34 @@ _LIMITS = {
     "paused": Reason.SCALING_PAUSED,
     "scaleOutRate": Reason.RATE_LIMITED,
     "scaleInRate": Reason.RATE_LIMITED,
+    "vault": Reason.VAULT_UNREACHABLE,
 }
 
 
-def _limited(spec: api.Spec, scaling: Mapping[str, Any] | None) -> _State:
+def _limited(spec: api.Spec, scaling: api.AutoscalingStatus | None) -> _State:
     """Whether something keeps the number of workers from what is needed."""
     if spec.suspend:
         return _State("False", Reason.NOT_LIMITED, "spec.suspend is true: no workers run")
     if scaling is None:
         return _State("Unknown", Reason.CHECKING, "the queue's lag is not known yet")
-    if (trouble := scaling.get("trouble")) is not None:
-        return _State("Unknown", Reason.LAG_UNKNOWN, f"{trouble}; {scaling.get('message', '')}")
-    message = scaling.get("message", "")
+    message = scaling.message or ""
+    if scaling.error is not None:
+        return _State("Unknown", Reason.LAG_UNKNOWN, message)
     if (mode := spec.autoscaling.mode) != "Auto":
-        return _State("False", Reason.NOT_LIMITED, f"mode {mode}, spec.replicas counts; Auto would say: {message}")
-    if (limit := _LIMITS.get(scaling.get("clamp", ""))) is not None:
+        return _State("False", Reason.NOT_LIMITED, f"spec.replicas is used in {mode} mode; Auto: {message}")
+    if (limit := _LIMITS.get(scaling.limited_by or "")) is not None:
         return _State("True", limit, message)
     return _State("False", Reason.NOT_LIMITED, message)
 
 
-def _expiring(scaling: Mapping[str, Any]) -> _State:
-    kept = duration(scaling["retentionSeconds"])
-    if not scaling.get("expiring"):
+def _expiring(scaling: api.AutoscalingStatus, retention: int) -> _State:
+    kept = duration(retention)
+    if not scaling.expiring:
         return _State("False", Reason.WITHIN_RETENTION, f"the topic keeps events for {kept}")
     return _State(
         "True",
         Reason.EVENTS_EXPIRE,
-        f"the oldest recording has waited for {scaling.get('oldest')}, and the topic keeps events for {kept}: add "
+        f"the oldest recording has waited for {scaling.oldest_message_age}, and the topic keeps events for {kept}: add "
         "workers, or raise its retention.ms, or recordings are lost",
     )
 
@@ -262,6 +263,9 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *,
         return _State("False", progress.reason, progress.message)
     if queue.reason is Reason.CHECKING:
         return _State("Unknown", Reason.CHECKING, "workers are ready; the queue's first check has not ended yet")
+    limit = _limited(spec, seen.scaling)
+    if seen.wanted == 0 and limit.status == "True":
+        return _State("False", limit.reason, f"0 workers: {limit.message}")
     if seen.wanted == 0:
         cause = "replicas is 0" if spec.autoscaling.mode != "Auto" else _backlog(seen)
         return _State("True", Reason.SCALED_TO_ZERO, f"0 workers: {cause}")
@@ -270,12 +274,12 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *,
 
 def _backlog(seen: Observation) -> str:
     """Return why the autoscaler wants no worker."""
-    scaling = seen.scaling or {}
-    lag, message = scaling.get("lag"), scaling.get("message", "")
-    if not lag:
-        return "the backlog is not known yet" if lag is None else "no recording waits"
-    waiting = "1 recording waits" if lag == 1 else f"{lag} recordings wait"
-    return f"{waiting}; {message}" if message else waiting
+    if seen.scaling is None or seen.scaling.lag is None:
+        return "the backlog is not known yet"
+    if not seen.scaling.lag:
+        return "no recording waits"
+    waiting = "1 recording waits" if seen.scaling.lag == 1 else f"{seen.scaling.lag} recordings wait"
+    return f"{waiting}; {seen.scaling.message}" if seen.scaling.message else waiting
 
 
 def _ready_workers(seen: Observation) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_picture import status
+from tests.unit.test_snapshot import status
 from vaultml_operator.explain import BadCase, account, parse
 
 

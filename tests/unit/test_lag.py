@@ -37,6 +37,6 @@ def test_what_is_no_longer_asked_for_is_forgotten_and_what_is_asked_for_seldom_i
         answers = reader.read(asked)
         assert {*answers} == {*asked}
     assert {ask for ask, _ in reader._seen} == {often, seldom}
-    assert {queue for queue, _ in reader._trails} == {"often", "seldom"}
+    assert {queue for queue, _ in reader._histories} == {"often", "seldom"}
     assert not reader._retention
     assert len(reader._asked) == 2

@@ -21,7 +21,14 @@ BODY: dict[str, Any] = {
         ],
         "workers": "2/2",
         "gpu": "none",
-        "autoscaling": {"desired": 2, "lag": 7, "rate": "1/s", "oldest": "4s", "processed": 9, "message": "lag 7: 2"},
+        "autoscaling": {
+            "desiredReplicas": 2,
+            "lag": 7,
+            "rate": "1/s",
+            "oldestMessageAge": "4s",
+            "processed": 9,
+            "message": "lag 7: 2",
+        },
     },
 }
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,7 +49,7 @@ def shown(pictures: Sequence[tuple[list[Row], list[Event]]]) -> list[str]:
 
 def test_the_columns_are_those_of_kubectl() -> None:
     assert rows.columns(wide=False) == ("NAME", "READY", "REPLICAS", "DESIRED", "LAG", "RATE", "GPU", "REASON")
-    assert rows.columns(wide=True)[-4:] == ("OLDEST", "CLAMP", "PROCESSED", "DEAD")
+    assert rows.columns(wide=True)[-4:] == ("OLDEST", "LIMIT", "PROCESSED", "DEAD")
     found = rows.row(BODY)
     assert [found[name.lower()] for name in rows.columns(wide=True)] == [
         *("edge", "True", "2/2", 2, 7, "1/s", "none", "Running"),

@@ -121,7 +121,7 @@ def test_startup_is_the_mean_of_the_last_and_what_was_known() -> None:
 def test_the_status_keeps_two_digits_and_goes_on_from_there() -> None:
     rates = replace(watch(300, arriving=2, each=0.5), startup_seconds=31.7)
     status = rates.to_status()
-    assert status == AutoscalingStatus(arrival_per_second=2.0, service_per_second=0.5, startup_seconds=32.0)
+    assert status == AutoscalingStatus(arrival_rate=2.0, service_rate=0.5, startup_seconds=32.0)
     again = Rates.from_status(status)
     assert (again.arrival, again.service, again.startup_seconds) == (2.0, 0.5, 32.0)
     assert again.to_status() == status
@@ -131,7 +131,7 @@ def test_the_status_keeps_two_digits_and_goes_on_from_there() -> None:
 
 
 def test_junk_in_the_status_is_unknown() -> None:
-    junk = {"arrivalPerSecond": "fast", "servicePerSecond": -1, "startupSeconds": 1e12}
+    junk = {"arrivalRate": "fast", "serviceRate": -1, "startupSeconds": 1e12}
     assert Rates.from_status(AutoscalingStatus.read({"status": {"autoscaling": junk}})) == Rates()
 
 

@@ -12,7 +12,7 @@ from vaultml_operator.autoscaler.gpus import Demand, Pool
 from vaultml_operator.autoscaler.lag import Ask, Member, Partition, Reading, ReadingFailed
 from vaultml_operator.autoscaler.pool import arbitrate
 from vaultml_operator.autoscaler.records import Decision, Observation
-from vaultml_operator.autoscaler.scaler import Scaler, Subject
+from vaultml_operator.autoscaler.scaler import Scaler, ScalingRequest
 from vaultml_operator.probes import Connection
 
 Key = tuple[str, str]
@@ -65,9 +65,9 @@ class Desk:
             self._desk.closed.append(self._broker)
 
 
-def subject(queue: str = "q", connection: Connection | None = HERE, **rest: Any) -> Subject:
+def request(queue: str = "q", connection: Connection | None = HERE, **rest: Any) -> ScalingRequest:
     policy = rest.pop("policy", POLICY)
-    return Subject(policy=policy, connection=connection, ask=Ask(queue, "g"), demand=None, **rest)
+    return ScalingRequest(policy=policy, connection=connection, ask=Ask(queue, "g"), demand=None, **rest)
 
 
 def scene(test: Callable[[Scaler[Key], Desk, list[Key]], Any], *, pool: Pool | None = None) -> None:
@@ -92,7 +92,7 @@ async def until(condition: Callable[[], object]) -> None:
 def watch(scaler: Scaler[Key], key: Key = KEY, replicas: int = 1, **rest: Any) -> None:
     scaler.watch(
         key,
-        rest.pop("subject", subject()),
+        rest.pop("request", request()),
         replicas=replicas,
         ready=replicas,
         status=rest.pop("status", AutoscalingStatus()),
@@ -102,14 +102,14 @@ def watch(scaler: Scaler[Key], key: Key = KEY, replicas: int = 1, **rest: Any) -
 def test_a_decision_comes_with_the_first_round_and_is_told_once() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, changed: list[Key]) -> None:
         desk.lag["q"] = 30
-        assert scaler.outlook(KEY) is None
+        assert scaler.snapshot(KEY) is None
         watch(scaler)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert outlook.decision.replicas == 1  # one partition
-        assert outlook.status.lag == 30
-        assert outlook.status.clamp == "partitions"
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.decision.replicas == 1  # one partition
+        assert snapshot.status.lag == 30
+        assert snapshot.status.limited_by == "partitions"
         assert changed == [KEY]
         assert scaler.busy(KEY) == {"pod": 30}
 
@@ -119,8 +119,8 @@ def test_a_decision_comes_with_the_first_round_and_is_told_once() -> None:
 def test_all_queues_of_a_connection_are_read_in_one_round() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, changed: list[Key]) -> None:
         for number in range(5):
-            watch(scaler, ("n", f"p{number}"), subject=subject(f"q{number}"))
-        watch(scaler, ("n", "other"), subject=subject("other", THERE))
+            watch(scaler, ("n", f"p{number}"), request=request(f"q{number}"))
+        watch(scaler, ("n", "other"), request=request("other", THERE))
         await until(lambda: len(set(changed)) == 6)
         assert ("here:1", [f"q{number}" for number in range(5)]) in desk.rounds
         assert ("there:1", ["other"]) in desk.rounds
@@ -135,11 +135,11 @@ def test_a_queue_that_can_not_be_read_has_the_reason_that_its_check_found() -> N
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.failing.add("q")
         watch(scaler)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        watch(scaler, subject=subject(queue_error="Kafka refuses the password"))
-        await until(lambda: (now := scaler.outlook(KEY)) and now.status.trouble == "Kafka refuses the password")
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        watch(scaler, request=request(queue_error="Kafka refuses the password"))
+        await until(lambda: (now := scaler.snapshot(KEY)) and now.status.error == "Kafka refuses the password")
         desk.failing.clear()
-        await until(lambda: (now := scaler.outlook(KEY)) and now.status.trouble is None)
+        await until(lambda: (now := scaler.snapshot(KEY)) and now.status.error is None)
 
     scene(test)
 
@@ -149,13 +149,13 @@ def test_a_vault_that_fails_for_the_operator_alone_limits_nothing() -> None:
 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.lag["q"], desk.idle["q"] = 30, 7
-        watch(scaler, replicas=0, subject=subject(vault_error="Vault is not reachable"))
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert (outlook.decision.replicas, outlook.status.clamp) == (1, "vault")
+        watch(scaler, replicas=0, request=request(vault_error="Vault is not reachable"))
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert (snapshot.decision.replicas, snapshot.status.limited_by) == (1, "vault")
         desk.done = 3
-        await until(lambda: (now := scaler.outlook(KEY)) is not None and now.decision.replicas == 3)
+        await until(lambda: (now := scaler.snapshot(KEY)) is not None and now.decision.replicas == 3)
 
     scene(test)
 
@@ -164,14 +164,14 @@ def test_what_can_not_be_read_changes_no_number() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.failing.add("q")
         watch(scaler, replicas=7)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert outlook.decision.replicas == 7
-        assert outlook.trouble == "the lag can't be read: no answer"
-        assert outlook.status.trouble == outlook.trouble
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.decision.replicas == 7
+        assert snapshot.trouble == "the lag can't be read: no answer"
+        assert snapshot.status.error == snapshot.trouble
         desk.failing.clear()
-        await until(lambda: (scaler.outlook(KEY) or outlook).status.trouble is None)
+        await until(lambda: (scaler.snapshot(KEY) or snapshot).status.error is None)
 
     scene(test)
 
@@ -188,15 +188,15 @@ def test_settings_that_the_client_refuses_are_told_and_end_nothing() -> None:
         scaler: Scaler[Key] = Scaler(lambda _key: None, reader=opens, wall=lambda: desk.time)
         running = asyncio.create_task(scaler.run())
         watch(scaler, replicas=3)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert (outlook.decision.replicas, outlook.trouble) == (
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert (snapshot.decision.replicas, snapshot.trouble) == (
             3,
             "the lag can't be read (ValueError): see QueueReachable",
         )
         refuse[0] = False
-        await until(lambda: (scaler.outlook(KEY) or outlook).trouble == "")
+        await until(lambda: (scaler.snapshot(KEY) or snapshot).trouble == "")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
@@ -206,14 +206,14 @@ def test_settings_that_the_client_refuses_are_told_and_end_nothing() -> None:
 def test_missing_credentials_leave_the_last_decision() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         watch(scaler)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        watch(scaler, subject=subject(connection=None))
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        watch(scaler, request=request(connection=None))
         rounds = len(desk.rounds)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert outlook.decision.replicas == 1
-        assert outlook.status.trouble == "its credentials are missing"
-        assert outlook.status.lag is None
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.decision.replicas == 1
+        assert snapshot.status.error == "its credentials are missing"
+        assert snapshot.status.lag is None
         watch(scaler)
         await until(lambda: len(desk.rounds) > rounds)
 
@@ -223,14 +223,14 @@ def test_missing_credentials_leave_the_last_decision() -> None:
 def test_a_restarted_operator_goes_on_with_what_was_published() -> None:
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.lag["q"] = 1000
-        published = AutoscalingStatus(service_per_second=0.5, arrival_per_second=2.0, startup_seconds=8, processed=77)
+        published = AutoscalingStatus(service_rate=0.5, arrival_rate=2.0, startup_seconds=8, processed=77)
         watch(scaler, status=published)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert outlook.status.service_per_second == 0.5
-        assert outlook.status.processed == 77
-        assert "to drain" in outlook.decision.reason
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.status.service_rate == 0.5
+        assert snapshot.status.processed == 77
+        assert "to drain" in snapshot.decision.reason
 
     scene(test)
 
@@ -240,10 +240,10 @@ def test_a_new_spec_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         slow = Autoscaling(polling_seconds=3600)
-        watch(scaler, subject=subject(policy=slow))
-        await until(lambda: scaler.outlook(KEY) is not None)
+        watch(scaler, request=request(policy=slow))
+        await until(lambda: scaler.snapshot(KEY) is not None)
         assert len(desk.rounds) == 1
-        watch(scaler, subject=subject(policy=Autoscaling(min_replicas=3, polling_seconds=3600)))
+        watch(scaler, request=request(policy=Autoscaling(min_replicas=3, polling_seconds=3600)))
         await until(lambda: len(desk.rounds) == 2)
 
     scene(test)
@@ -261,18 +261,18 @@ def test_gpus_bound_the_number_and_those_that_only_advise_take_none(acts: bool) 
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         policy = Autoscaling(polling_seconds=1, lag_per_replica=1, allow_idle_consumers=True)
 
-        def wanting(name: str, acts: bool) -> Subject:
+        def wanting(name: str, acts: bool) -> ScalingRequest:
             demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
-            return Subject(policy=policy, connection=HERE, ask=Ask(name, name), demand=demand, acts=acts)
+            return ScalingRequest(policy=policy, connection=HERE, ask=Ask(name, name), demand=demand, acts=acts)
 
         desk.lag |= {"a": 50, "b": 50}
-        watch(scaler, ("n", "a"), subject=wanting("a", acts), replicas=0)
-        watch(scaler, ("n", "b"), subject=wanting("b", True), replicas=0)
-        await until(lambda: scaler.outlook(("n", "a")) and scaler.outlook(("n", "b")))
-        other = scaler.outlook(("n", "b"))
+        watch(scaler, ("n", "a"), request=wanting("a", acts), replicas=0)
+        watch(scaler, ("n", "b"), request=wanting("b", True), replicas=0)
+        await until(lambda: scaler.snapshot(("n", "a")) and scaler.snapshot(("n", "b")))
+        other = scaler.snapshot(("n", "b"))
         assert other is not None
-        assert other.status.clamp == "gpus"
-        first = scaler.outlook(("n", "a"))
+        assert other.status.limited_by == "gpus"
+        first = scaler.snapshot(("n", "a"))
         assert first is not None
         if acts:
             assert sorted((first.decision.replicas, other.decision.replicas)) == [1, 2]
@@ -290,13 +290,13 @@ def test_a_free_gpu_nearby_does_not_lift_the_tolerance() -> None:
         desk.lag["q"] = 105
         policy = Autoscaling(polling_seconds=1, lag_per_replica=10, allow_idle_consumers=True)
         demand = Demand(key=KEY, resource="nvidia.com/gpu", count=1, wanted=0, current=0)
-        asked = Subject(policy=policy, connection=HERE, ask=Ask("q", "g"), demand=demand)
-        watch(scaler, subject=asked, replicas=10)
-        await until(lambda: scaler.outlook(KEY) is not None)
-        outlook = scaler.outlook(KEY)
-        assert outlook is not None
-        assert outlook.decision.replicas == 10
-        assert outlook.status.clamp is None
+        asked = ScalingRequest(policy=policy, connection=HERE, ask=Ask("q", "g"), demand=demand)
+        watch(scaler, request=asked, replicas=10)
+        await until(lambda: scaler.snapshot(KEY) is not None)
+        snapshot = scaler.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.decision.replicas == 10
+        assert snapshot.status.limited_by is None
 
     scene(test, pool=pool)
 
@@ -310,10 +310,10 @@ def test_gpus_that_even_partitions_leave_idle_go_to_who_needs_them() -> None:
             desk.lag[name], desk.idle[name] = 500, 7
             policy = Autoscaling(polling_seconds=1, lag_per_replica=10, even_partitions=even)
             demand = Demand(key=("n", name), resource="nvidia.com/gpu", count=1, wanted=0, current=0)
-            asked = Subject(policy=policy, connection=HERE, ask=Ask(name, "g"), demand=demand)
-            watch(scaler, ("n", name), subject=asked, replicas=0)
-        await until(lambda: scaler.outlook(("n", "a")) and scaler.outlook(("n", "b")))
-        first, other = scaler.outlook(("n", "a")), scaler.outlook(("n", "b"))
+            asked = ScalingRequest(policy=policy, connection=HERE, ask=Ask(name, "g"), demand=demand)
+            watch(scaler, ("n", name), request=asked, replicas=0)
+        await until(lambda: scaler.snapshot(("n", "a")) and scaler.snapshot(("n", "b")))
+        first, other = scaler.snapshot(("n", "a")), scaler.snapshot(("n", "b"))
         assert first is not None
         assert other is not None
         assert (first.decision.replicas, other.decision.replicas) == (2, 4)
@@ -334,8 +334,8 @@ def test_gpus_are_shared_out_by_a_clock_that_nobody_sets(monkeypatch: pytest.Mon
     async def test(scaler: Scaler[Key], desk: Desk, _changed: list[Key]) -> None:
         desk.lag["q"] = 50
         demand = Demand(key=KEY, resource="nvidia.com/gpu", count=1, wanted=0, current=0)
-        asked = Subject(policy=POLICY, connection=HERE, ask=Ask("q", "g"), demand=demand)
-        watch(scaler, subject=asked)
+        asked = ScalingRequest(policy=POLICY, connection=HERE, ask=Ask("q", "g"), demand=demand)
+        watch(scaler, request=asked)
         await until(lambda: times)
         desk.time -= 86_400
         scaler.pool_changed()
@@ -351,7 +351,7 @@ def test_a_lag_that_comes_and_goes_is_not_written_with_every_poll(monkeypatch: p
 
     async def test(scaler: Scaler[Key], desk: Desk, changed: list[Key]) -> None:
         watch(scaler)
-        await until(lambda: scaler.outlook(KEY) is not None)
+        await until(lambda: scaler.snapshot(KEY) is not None)
         for lag in (1, 0, 2):
             desk.lag["q"], rounds = lag, len(desk.rounds)
             while len(desk.rounds) <= rounds + 1:
@@ -359,10 +359,10 @@ def test_a_lag_that_comes_and_goes_is_not_written_with_every_poll(monkeypatch: p
         assert len(changed) == 1
         # What counts is seen at once, and after a while the picture becomes exact.
         scaler._states[KEY].fresh_until = 0.0
-        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status.lag == 2)
+        await until(lambda: (snapshot := scaler.snapshot(KEY)) and snapshot.status.lag == 2)
         assert len(changed) == 2
         desk.lag["q"] = 400
-        await until(lambda: (outlook := scaler.outlook(KEY)) and outlook.status.lag == 400)
+        await until(lambda: (snapshot := scaler.snapshot(KEY)) and snapshot.status.lag == 400)
 
     scene(test)
 
@@ -383,13 +383,13 @@ def test_gpus_are_shared_out_once_for_many_and_nobody_decides_on_an_old_grant(mo
         for key in keys:
             desk.lag[key[1]] = 20
             demand = Demand(key=key, resource="nvidia.com/gpu", count=1, wanted=0, current=0)
-            asked = Subject(policy=policy, connection=Connection((key[1],)), ask=Ask(key[1], "g"), demand=demand)
-            watch(scaler, key, subject=asked, replicas=0)
-        await until(lambda: all(scaler.outlook(key) for key in keys))
+            asked = ScalingRequest(policy=policy, connection=Connection((key[1],)), ask=Ask(key[1], "g"), demand=demand)
+            watch(scaler, key, request=asked, replicas=0)
+        await until(lambda: all(scaler.snapshot(key) for key in keys))
         for key in keys:
-            outlook = scaler.outlook(key)
-            assert outlook is not None
-            assert outlook.decision.replicas == 2
+            snapshot = scaler.snapshot(key)
+            assert snapshot is not None
+            assert snapshot.decision.replicas == 2
         # Thirty rounds, one for each connection, and a handful of times.
         assert max(shared) == 30
         assert len(shared) <= 4

@@ -166,7 +166,7 @@ def test_a_quota_that_refuses_additional_pods_leaves_ready_true() -> None:
 def test_what_blocks_is_treated_alike(reason: Reason) -> None:
     blocked = compute({}, replace(SEEN, queue=None, blocking=Problem(reason, "…")), EARLY)
     assert condition(blocked, "QueueReachable") == ("Unknown", "Blocked")
-    trouble = replace(SEEN, queue=None, blocking=Problem(reason, "…"), scaling=SCALING | {"trouble": "no answer"})
+    trouble = replace(SEEN, queue=None, blocking=Problem(reason, "…"), scaling=scaled(error="no answer"))
     told = [each.reason for each in notes({}, compute({}, trouble, EARLY))]
     assert told == [reason]
 
@@ -186,14 +186,18 @@ def test_a_status_of_another_version_is_read() -> None:
         (replace(SEEN, deployment=deployment(replicas=3)), "Progressing", "1 surplus worker is finishing"),
         (
             replace(
-                SEEN, spec=spec(), wanted=0, deployment=deployment(0), scaling={"lag": 9, "message": "no GPU is free"}
+                SEEN,
+                spec=spec(),
+                wanted=0,
+                deployment=deployment(0),
+                scaling=api.AutoscalingStatus(lag=9, limited_by="gpus", message="no GPU is free"),
             ),
             "Ready",
-            "0 workers: 9 recordings wait; no GPU is free",
+            "0 workers: no GPU is free",
         ),
         (replace(SEEN, wanted=0, deployment=deployment(0)), "Ready", "0 workers: the backlog is not known yet"),
         (
-            replace(SEEN, wanted=0, deployment=deployment(0), scaling={"lag": 0}),
+            replace(SEEN, wanted=0, deployment=deployment(0), scaling=api.AutoscalingStatus(lag=0)),
             "Ready",
             "0 workers: no recording waits",
         ),
@@ -257,7 +261,13 @@ def test_what_printer_columns_show() -> None:
     assert (status["replicas"], status["readyReplicas"], status["selector"]) == (2, 1, "a=b")
 
 
-SCALING = {"desired": 2, "message": "lag 9: 2 needed", "lag": 9, "oldest": "46m", "retentionSeconds": 3600}
+SCALING = api.AutoscalingStatus(
+    desired_replicas=2, message="lag 9: 2 needed", lag=9, oldest_message_age="46m", retention_seconds=3600
+)
+
+
+def scaled(**changes: Any) -> api.AutoscalingStatus:
+    return SCALING.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -265,24 +275,41 @@ SCALING = {"desired": 2, "message": "lag 9: 2 needed", "lag": 9, "oldest": "46m"
     [
         (None, ("Unknown", "Checking")),
         (SCALING, ("False", "NotLimited")),
-        (SCALING | {"clamp": "gpus"}, ("True", "GpusTaken")),
-        (SCALING | {"clamp": "max"}, ("True", "AtMaximum")),
-        (SCALING | {"clamp": "partitions"}, ("True", "TooFewPartitions")),
-        (SCALING | {"clamp": "paused"}, ("True", "ScalingPaused")),
-        (SCALING | {"clamp": "scaleInRate"}, ("True", "RateLimited")),
-        (SCALING | {"trouble": "no answer"}, ("Unknown", "LagUnknown")),
+        (scaled(limited_by="gpus"), ("True", "GpusTaken")),
+        (scaled(limited_by="max"), ("True", "AtMaximum")),
+        (scaled(limited_by="partitions"), ("True", "TooFewPartitions")),
+        (scaled(limited_by="paused"), ("True", "ScalingPaused")),
+        (scaled(limited_by="scaleInRate"), ("True", "RateLimited")),
+        (scaled(error="no answer"), ("Unknown", "LagUnknown")),
     ],
 )
-def test_what_limits_the_number_is_told(scaling: dict[str, Any] | None, expected: tuple[str, str]) -> None:
+def test_what_limits_the_number_is_told(scaling: api.AutoscalingStatus | None, expected: tuple[str, str]) -> None:
     status = compute({}, replace(SEEN, scaling=scaling), EARLY)
     assert condition(status, "ScalingLimited") == expected
     assert expected[1] in reasons.NAMES
-    assert status.get("autoscaling") == scaling
+    assert status.get("autoscaling") == (None if scaling is None else scaling.write())
+
+
+@pytest.mark.parametrize(
+    ("scaling", "ready"),
+    [
+        (api.AutoscalingStatus(lag=0), ("True", "ScaledToZero")),
+        (api.AutoscalingStatus(lag=1), ("True", "ScaledToZero")),  # no more than activationLag
+        (api.AutoscalingStatus(lag=1000, limited_by="gpus"), ("False", "GpusTaken")),
+        (api.AutoscalingStatus(lag=0, limited_by="gpus"), ("False", "GpusTaken")),  # minReplicas can't be had
+        (api.AutoscalingStatus(lag=9, limited_by="paused"), ("False", "ScalingPaused")),
+    ],
+)
+def test_zero_workers_are_ready_only_where_none_is_needed(
+    scaling: api.AutoscalingStatus, ready: tuple[str, str]
+) -> None:
+    none = replace(SEEN, spec=spec(), wanted=0, deployment=deployment(0), scaling=scaling)
+    assert condition(compute({}, none, EARLY), "Ready") == ready
 
 
 def test_events_that_expire_are_a_warning_once() -> None:
-    fine = compute({}, replace(SEEN, scaling=SCALING | {"expiring": False}), EARLY)
-    late = compute(fine, replace(SEEN, scaling=SCALING | {"expiring": True}), LATE)
+    fine = compute({}, replace(SEEN, scaling=scaled(expiring=False)), EARLY)
+    late = compute(fine, replace(SEEN, scaling=scaled(expiring=True)), LATE)
     assert condition(late, "EventsExpiring") == ("True", "EventsExpire")
     assert [each for each in notes(fine, late) if each.kind == "Warning"] == [
         (
@@ -298,7 +325,7 @@ def test_events_that_expire_are_a_warning_once() -> None:
 def test_in_advisory_mode_the_message_says_what_counts() -> None:
     advised = replace(SEEN, spec=spec(autoscaling={"mode": "Advisory"}), scaling=SCALING)
     said = next(each for each in compute({}, advised, EARLY)["conditions"] if each["type"] == "ScalingLimited")
-    assert said["message"] == "mode Advisory, spec.replicas counts; Auto would say: lag 9: 2 needed"
+    assert said["message"] == "spec.replicas is used in Advisory mode; Auto: lag 9: 2 needed"
 
 
 def test_pods_that_are_refused() -> None:

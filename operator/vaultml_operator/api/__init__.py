@@ -21,7 +21,7 @@ from vaultml_operator.api.base import (
 from vaultml_operator.api.model import Detection, NeuralNetwork
 from vaultml_operator.api.pipeline import ROOT_RULES, InvalidResource, Pipeline, Spec, is_paused, is_set
 from vaultml_operator.api.queue import CertificateAuthority, Kafka, OAuth, Queue, Vault
-from vaultml_operator.api.status import AutoscalingStatus, Clamped, Status
+from vaultml_operator.api.status import AppliedLimit, AutoscalingStatus, Status
 from vaultml_operator.api.worker import Worker
 
 __all__ = [
@@ -35,10 +35,10 @@ __all__ = [
     "PLURAL",
     "ROOT_RULES",
     "VERSION",
+    "AppliedLimit",
     "Autoscaling",
     "AutoscalingStatus",
     "CertificateAuthority",
-    "Clamped",
     "Detection",
     "Fallback",
     "InvalidResource",

@@ -21,7 +21,7 @@ class Condition(Model):
     message: Annotated[str, Field(max_length=2048)] = Field(description="Why, in a sentence, and what to do.")
 
 
-class Clamped(Model):
+class AppliedLimit(Model):
     """One rule that changed the number of workers."""
 
     rule: Annotated[str, Field(max_length=32)] = Field(description="The rule.")
@@ -33,47 +33,53 @@ class Clamped(Model):
 class AutoscalingStatus(Model):
     """What the last decision saw and said; rates and counts are rounded."""
 
-    desired: int | None = Field(default=None, description="Workers that are wanted.")
-    needed: int | None = Field(default=None, description="Workers needed, before any limit.")
+    desired_replicas: int | None = Field(default=None, description="Replicas that the autoscaler wants.")
+    needed_replicas: int | None = Field(default=None, description="Replicas needed, before any limit.")
     message: Annotated[str, Field(max_length=1024)] | None = Field(default=None, description="Why, in a sentence.")
-    clamp: Annotated[str, Field(max_length=32)] | None = Field(
-        default=None, description="The rule that limits the number, if one does."
+    limited_by: Annotated[str, Field(max_length=32)] | None = Field(
+        default=None, description="The rule that keeps the pipeline from what it needs, if one does."
     )
-    clamps: Annotated[tuple[Clamped, ...], Field(max_length=16)] | None = Field(
+    limits: Annotated[tuple[AppliedLimit, ...], Field(max_length=16)] | None = Field(
         default=None,
-        description="Every rule that changed the number, in their order.",
+        description="Each rule that changed the number, in order.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    account: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=24)] | None = Field(
+    trace: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=24)] | None = Field(
         default=None,
-        description="What each rule said, in their order.",
+        description="The steps of the decision, in order.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     lag: int | None = Field(default=None, description="Recordings that wait, those in work included.")
-    oldest_seconds: int | None = Field(default=None, description="How long the oldest of them has waited.")
-    oldest: Annotated[str, Field(max_length=16)] | None = Field(default=None, description="The same, as people say it.")
-    arrival_per_second: float | None = Field(default=None, description="Recordings that come per second.")
-    service_per_second: float | None = Field(default=None, description="Recordings per second and busy worker.")
-    rate: Annotated[str, Field(max_length=32)] | None = Field(default=None, description="What comes, as in 3.1/s.")
-    startup_seconds: float | None = Field(default=None, description="How long a worker takes to get ready.")
-    partitions: int | None = Field(default=None, description="Partitions of the queue.")
-    lagging_partitions: int | None = Field(default=None, description="Partitions in which something waits.")
-    stuck_partitions: int | None = Field(default=None, description="Partitions that do not move although others do.")
-    stuck: int | None = Field(default=None, description="The part of lag in stuck partitions.")
-    slots: int | None = Field(default=None, description="Workers that the GPUs allow, those running included.")
-    holders: Annotated[str, Field(max_length=512)] | None = Field(
-        default=None, description="Who has the GPUs that this pipeline could use."
+    oldest_message_age_seconds: int | None = Field(
+        default=None, description="Age of the oldest message that waits, in seconds."
     )
-    current: int | None = Field(default=None, description="Workers asked for when it was decided.")
-    ready: int | None = Field(default=None, description="Workers that were ready then.")
+    oldest_message_age: Annotated[str, Field(max_length=16)] | None = Field(
+        default=None, description="The same, as in 3m."
+    )
+    arrival_rate: float | None = Field(default=None, description="Recordings that arrive per second.")
+    service_rate: float | None = Field(default=None, description="Recordings per second and busy worker.")
+    rate: Annotated[str, Field(max_length=32)] | None = Field(
+        default=None, description="The arrival rate, as in 3.1/s."
+    )
+    startup_seconds: float | None = Field(default=None, description="Seconds that a worker takes to get ready.")
+    partitions: int | None = Field(default=None, description="Partitions of the queue.")
+    lagging_partitions: int | None = Field(default=None, description="Partitions with a backlog.")
+    stuck_partitions: int | None = Field(default=None, description="Partitions that do not move although others do.")
+    stuck_lag: int | None = Field(default=None, description="The part of lag in stuck partitions.")
+    gpu_limit: int | None = Field(default=None, description="Workers that the GPUs allow, those running included.")
+    held_by: Annotated[str, Field(max_length=512)] | None = Field(
+        default=None, description="Which pods hold the GPUs that this pipeline could use."
+    )
+    current_replicas: int | None = Field(default=None, description="Replicas when it was decided.")
+    ready_replicas: int | None = Field(default=None, description="Replicas that were ready then.")
     last_active: int | None = Field(
-        default=None, description="When something last waited or came, in epoch seconds; absent while something waits."
+        default=None, description="When a message last waited or arrived, in epoch seconds; absent while one waits."
     )
     processed: int | None = Field(default=None, description="Recordings done since the operator knows the queue.")
-    dead: int | None = Field(default=None, description="Dead letters in the dead-letter topic.")
+    dead_letters: int | None = Field(default=None, description="Dead letters in the dead-letter topic.")
     retention_seconds: int | None = Field(default=None, description="How long the queue's topic keeps an event.")
-    expiring: bool | None = Field(default=None, description="Whether the oldest recording is close to that.")
-    trouble: Annotated[str, Field(max_length=512)] | None = Field(
+    expiring: bool | None = Field(default=None, description="True if the oldest message is close to that.")
+    error: Annotated[str, Field(max_length=512)] | None = Field(
         default=None, description="Why the queue can't be read."
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from vaultml_common.text import counted
 from vaultml_operator.api import Autoscaling, Fallback, ScaleIn, ScaleOut
-from vaultml_operator.autoscaler import sound
+from vaultml_operator.autoscaler import sanitize
 from vaultml_operator.autoscaler.records import (
     HARD_MAXIMUM,
     Backlog,
@@ -36,7 +36,7 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """The input, made sound: every number finite and in its range."""
+    """The input, sanitized: every number finite and in its range."""
 
     policy: Autoscaling
     seen: Observation
@@ -125,7 +125,7 @@ def decide(policy: Autoscaling, observation: Observation, history: History, now:
     `now` is in seconds of the clock that made the history; jumps of it are harmless. Total: any input gives a decision.
     Never more than the GPUs allow; a failed reading never takes the last worker.
     """
-    seen, past, now = sound.inputs(policy.polling_seconds, observation, history, now)
+    seen, past, now = sanitize.inputs(policy.polling_seconds, observation, history, now)
     case = _Case(policy=policy, seen=seen, past=past, now=now)
     plan, sentence = _target(case)
     needed = plan.replicas if case.seen.backlog is not None or _fallback(case) is not None else None
@@ -187,13 +187,13 @@ def _load(case: _Case, backlog: Backlog) -> tuple[float, str]:
     startup = case.seen.startup_seconds or 0.0
     least = max(case.policy.polling_seconds, startup, 1 / service)
     left = max(drain - (backlog.oldest_seconds or 0.0), least)
-    load = min(busy + max(room, queued / left / service), sound.MANY)
+    load = min(busy + max(room, queued / left / service), sanitize.MANY)
     if load > case.current:
         # Those that are missing start first, and help for what is left after.
         load = case.current + (load - case.current) * left / max(left - startup, least)
     purpose = f"to drain in {_short(left)} s" if queued / left / service > room else "to keep up, with spare capacity"
     # More workers than recordings help nobody, however slow one is.
-    return min(load, max(busy + room, waiting), sound.MANY) + stuck, f"{purpose}{aside}"
+    return min(load, max(busy + room, waiting), sanitize.MANY) + stuck, f"{purpose}{aside}"
 
 
 def _facts(case: _Case, backlog: Backlog) -> str:
@@ -306,7 +306,7 @@ def _startup(plan: _Plan, case: _Case) -> None:
     startup, service, backlog = case.seen.startup_seconds, case.service, case.seen.backlog
     if startup is None or service is None or backlog is None or plan.replicas <= case.current:
         return
-    working = min(case.seen.ready, case.current, case.partitions or sound.MANY)
+    working = min(case.seen.ready, case.current, case.partitions or sanitize.MANY)
     left = backlog.lag + (case.seen.arrival or 0.0) * startup - working * service * startup
     if working and left <= 0:
         phrase = f"{_workers(working)} will be done before another has started ({_short(startup)} s)"
@@ -449,7 +449,7 @@ def _next_poll(plan: _Plan, case: _Case) -> float:
         return soon
     working = min(case.seen.ready, plan.replicas)
     net = working * service - (case.seen.arrival or 0.0) if service is not None else 0.0
-    empty = backlog.lag / net if net > 0 else sound.LONG
+    empty = backlog.lag / net if net > 0 else sanitize.LONG
     return min(usual, max(soon, empty))
 
 
@@ -465,8 +465,8 @@ def _remember(case: _Case, needs: tuple[tuple[float, int], ...]) -> History:
         end=past.end if backlog is None else backlog.end,
         last_active=case.now if active else past.last_active,
         failures=past.failures + 1 if backlog is None else 0,
-        needs=tuple(each for each in needs if each[0] >= horizon)[-sound.ENTRIES :],
-        steps=tuple(each for each in past.steps if each[0] > period)[-sound.ENTRIES :],
+        needs=tuple(each for each in needs if each[0] >= horizon)[-sanitize.ENTRIES :],
+        steps=tuple(each for each in past.steps if each[0] > period)[-sanitize.ENTRIES :],
     )
 
 
@@ -486,7 +486,7 @@ def _scale_in_window(case: _Case) -> float:
 
 
 def _up(load: float) -> int:
-    return math.ceil(min(load, sound.MANY) - _EPSILON)
+    return math.ceil(min(load, sanitize.MANY) - _EPSILON)
 
 
 def _short(value: float) -> str:

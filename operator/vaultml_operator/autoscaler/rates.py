@@ -80,15 +80,15 @@ class Rates:
         """What is known, to two significant digits: more would change, and be written, with every poll."""
         arrival = 0.0 if self.arrival is not None and self.arrival < RATE_STEP else self.arrival
         return AutoscalingStatus(
-            arrival_per_second=_two_digits(arrival),
-            service_per_second=_two_digits(self.service),
+            arrival_rate=_two_digits(arrival),
+            service_rate=_two_digits(self.service),
             startup_seconds=_two_digits(self.startup_seconds),
         )
 
     @classmethod
     def from_status(cls, status: AutoscalingStatus) -> "Rates":
         """Read what `to_status` gave; what is not a positive number, or zero arrivals, is unknown."""
-        arrival, service = _number(status.arrival_per_second), _number(status.service_per_second) or None
+        arrival, service = _number(status.arrival_rate), _number(status.service_rate) or None
         return cls(
             steady=arrival,
             recent=arrival,

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from vaultml_operator.api import Autoscaling, AutoscalingStatus
-from vaultml_operator.autoscaler import picture
+from vaultml_operator.autoscaler import snapshot
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool, noun
 from vaultml_operator.autoscaler.lag import Ask, Reader, Reading, ReadingFailed, open_reader
-from vaultml_operator.autoscaler.measured import Measured
+from vaultml_operator.autoscaler.measurements import Measurements
 from vaultml_operator.autoscaler.pool import Grant, Grants, arbitrate
 from vaultml_operator.autoscaler.records import Decision, History, Observation
 from vaultml_operator.probes import Connection
@@ -32,9 +32,9 @@ _TOGETHER = 0.25
 """A pipeline whose poll is due within this share of its interval joins a round that is under way anyway."""
 _NO_CREDENTIALS = "its credentials are missing"
 _LATE_S = 300.0
-"""How old a picture of GPUs that limit nobody may get, about."""
+"""How old a snapshot of GPUs that limit nobody may get, about."""
 _FRESH_S, _FRESH_POLLS = 20.0, 1.5
-"""How old a picture gets, about, before small changes of measured numbers are published: seconds, or polls if that is
+"""How old a snapshot gets, about, before small changes of measured numbers are published: seconds, or polls if that is
 sooner, since who polls quickly wants to see quickly.
 """
 _SHARE_S = 1.0
@@ -45,7 +45,7 @@ it takes a tenth of a second, and each pod that comes or goes asks for it.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ScalingRequest:
     """What is asked of the scaler for one pipeline.
 
     `connection` None: it can't be read (credentials are missing). `demand` is for `wanted` 0: the scaler fills that in;
@@ -70,10 +70,10 @@ class Subject:
 class _State:
     """All that is known of one pipeline."""
 
-    subject: Subject
+    request: ScalingRequest
     replicas: int
     ready: int
-    measured: Measured
+    measured: Measurements
     history: History
     due: float = 0.0
     """Monotonic time of the next poll."""
@@ -81,7 +81,7 @@ class _State:
     published: AutoscalingStatus | None = None
     remark: str = ""
     late_at: float = field(default_factory=lambda: _spread(_LATE_S))
-    """Monotonic time from which on the picture is an old one."""
+    """Monotonic time from which on the snapshot is an old one."""
     fresh_until: float = 0.0
 
 
@@ -115,7 +115,7 @@ class _Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Snapshot:
     """What the scaler has to say of a pipeline: the last decision, and the status to publish."""
 
     decision: Decision
@@ -128,7 +128,7 @@ class Outlook:
 class Scaler(Generic[K]):
     """Keeps a decision for each pipeline that it was told of. To be used in one asyncio loop.
 
-    `on_change` hears of each pipeline whose decision or published picture has changed.
+    `on_change` hears of each pipeline whose decision or published snapshot has changed.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Scaler(Generic[K]):
         self._share_again = -math.inf
         """Monotonic time at which they may be shared out again."""
 
-    def watch(self, key: K, subject: Subject, *, replicas: int, ready: int, status: AutoscalingStatus) -> None:
+    def watch(self, key: K, request: ScalingRequest, *, replicas: int, ready: int, status: AutoscalingStatus) -> None:
         """Scale this pipeline from now on. `status` is its `.status.autoscaling`, for what a restart left.
 
         `replicas` and `ready` are the Deployment's, as they are; told anew with every reconcile.
@@ -170,27 +170,27 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None:
             state = self._states[key] = _State(
-                subject=subject,
+                request=request,
                 replicas=replicas,
                 ready=ready,
-                measured=Measured(status),
+                measured=Measurements(status),
                 history=History.from_status(status),
                 published=status if status.model_fields_set else None,
             )
-        elif state.subject != subject:
-            if state.subject.ask != subject.ask or state.subject.connection != subject.connection:
+        elif state.request != request:
+            if state.request.ask != request.ask or state.request.connection != request.connection:
                 state.measured.begin_anew()
-            state.subject, state.due = subject, 0.0
+            state.request, state.due = request, 0.0
         state.replicas, state.ready = replicas, ready
         state.measured.workers(replicas, ready, time.monotonic())
-        if state.subject.connection is None:
+        if state.request.connection is None:
             if state.measured.failed != _NO_CREDENTIALS:
                 # Nobody polls it: what is known of it is told now, and is that nothing is.
                 state.measured.fail(_NO_CREDENTIALS)
                 self._share([(key, state)])
                 self._settle(key, state)
         else:
-            self._follow(state.subject.connection)
+            self._follow(state.request.connection)
 
     def forget(self, key: K) -> None:
         """Scale this pipeline no longer."""
@@ -198,12 +198,12 @@ class Scaler(Generic[K]):
             self._drop(key)
             self._leave_idle_connections()
 
-    def outlook(self, key: K) -> Outlook | None:
+    def snapshot(self, key: K) -> Snapshot | None:
         """The last decision on a pipeline; None: there is none yet."""
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Outlook(state.decision, state.published or AutoscalingStatus(), state.remark, state.measured.failed)
+        return Snapshot(state.decision, state.published or AutoscalingStatus(), state.remark, state.measured.failed)
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""
@@ -237,7 +237,7 @@ class Scaler(Generic[K]):
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                for connection in {state.subject.connection for state in self._states.values()}:
+                for connection in {state.request.connection for state in self._states.values()}:
                     if connection is not None:
                         self._follow(connection)
                 await asyncio.get_running_loop().create_future()  # until cancelled
@@ -256,7 +256,7 @@ class Scaler(Generic[K]):
         self._wake[connection].set()
 
     def _leave_idle_connections(self) -> None:
-        used = {state.subject.connection for state in self._states.values()}
+        used = {state.request.connection for state in self._states.values()}
         for connection in self._rounds.keys() - used:
             self._rounds.pop(connection).cancel()
             self._wake.pop(connection)
@@ -269,7 +269,7 @@ class Scaler(Generic[K]):
                 wake.clear()
                 due = self._due(connection)
                 if due:
-                    asked = list(dict.fromkeys(self._states[key].subject.ask for key in due))
+                    asked = list(dict.fromkeys(self._states[key].request.ask for key in due))
                     answers = await loop.run_in_executor(self._threads, line.read, asked)
                     self._take(connection, due, answers)
                     self._leave_idle_connections()
@@ -287,13 +287,13 @@ class Scaler(Generic[K]):
             threading.Thread(target=line.close, name="lag-close", daemon=True).start()
 
     def _of(self, connection: Connection) -> list[tuple[K, _State]]:
-        return [(key, state) for key, state in self._states.items() if state.subject.connection == connection]
+        return [(key, state) for key, state in self._states.items() if state.request.connection == connection]
 
     def _due(self, connection: Connection) -> list[K]:
         now, mine = time.monotonic(), self._of(connection)
         if not any(state.due <= now for _, state in mine):
             return []
-        return [key for key, state in mine if state.due <= now + _TOGETHER * state.subject.policy.polling_seconds]
+        return [key for key, state in mine if state.due <= now + _TOGETHER * state.request.policy.polling_seconds]
 
     def _until_next(self, connection: Connection) -> float:
         return min((state.due for _, state in self._of(connection)), default=time.monotonic() + 3600) - time.monotonic()
@@ -303,11 +303,11 @@ class Scaler(Generic[K]):
             (key, state)
             for key in keys
             if (state := self._states.get(key)) is not None
-            and state.subject.connection == connection
-            and state.subject.ask in answers
+            and state.request.connection == connection
+            and state.request.ask in answers
         ]
         for _, state in here:
-            answer = answers[state.subject.ask]
+            answer = answers[state.request.ask]
             if isinstance(answer, Reading):
                 state.measured.learn(answer)
                 state.remark = answer.remark or state.remark
@@ -327,7 +327,7 @@ class Scaler(Generic[K]):
         known = state.measured
         return Observation(
             backlog=known.backlog(),
-            trouble=known.failed and (state.subject.queue_error or known.failed),
+            trouble=known.failed and (state.request.queue_error or known.failed),
             arrival=known.rates.arrival,
             service=known.rates.service,
             replicas=state.replicas,
@@ -335,10 +335,10 @@ class Scaler(Generic[K]):
             startup_seconds=known.rates.startup_seconds,
             slots=slots,
             holders=holders,
-            bound="GPUs" if state.subject.demand is None else noun(state.subject.demand.resource),
-            vault_error="" if known.progresses else state.subject.vault_error,
-            pause_scale_in=state.subject.pause_scale_in,
-            pause_scale_out=state.subject.pause_scale_out,
+            bound="GPUs" if state.request.demand is None else noun(state.request.demand.resource),
+            vault_error="" if known.progresses else state.request.vault_error,
+            pause_scale_in=state.request.pause_scale_in,
+            pause_scale_out=state.request.pause_scale_out,
         )
 
     def _share(self, changed: list[tuple[K, _State]]) -> None:
@@ -347,12 +347,12 @@ class Scaler(Generic[K]):
             return
         now = self._wall()
         for key, state in changed:
-            demand = state.subject.demand
+            demand = state.request.demand
             if demand is None:
                 self._drop(key)
                 continue
-            alone = decide(state.subject.policy, self._observe(state, slots=None, holders=""), state.history, now)
-            wanted = alone.replicas if state.subject.acts else state.replicas
+            alone = decide(state.request.policy, self._observe(state, slots=None, holders=""), state.history, now)
+            wanted = alone.replicas if state.request.acts else state.replicas
             wants = replace(demand, wanted=wanted, current=state.replicas)
             if self._demands.get(key) != wants:
                 self._demands[key] = wants
@@ -373,9 +373,9 @@ class Scaler(Generic[K]):
         found = {}
         for key, demand in self._demands.items():
             state, most = self._states[key], grants[key].slots + grants[key].coming
-            if state.subject.acts and state.subject.policy.even_partitions and most < demand.wanted:
+            if state.request.acts and state.request.policy.even_partitions and most < demand.wanted:
                 seen = self._observe(state, slots=most, holders="")
-                used = decide(state.subject.policy, seen, state.history, self._wall()).replicas
+                used = decide(state.request.policy, seen, state.history, self._wall()).replicas
                 if used < most:
                     found[key] = replace(demand, wanted=used)
         return found
@@ -403,10 +403,10 @@ class Scaler(Generic[K]):
         now = time.monotonic()
         state.due = now + decision.next_poll_seconds
         known = state.measured
-        new = picture.status(observation, decision, known.rates, known.reading, known.processed)
-        if picture.differs(state.published, new, fresh=now < state.fresh_until, late=now > state.late_at):
+        new = snapshot.status(observation, decision, known.rates, known.reading, known.processed)
+        if snapshot.differs(state.published, new, fresh=now < state.fresh_until, late=now > state.late_at):
             state.published, changed = new, True
-            fresh = min(_FRESH_S, _FRESH_POLLS * state.subject.policy.polling_seconds)
+            fresh = min(_FRESH_S, _FRESH_POLLS * state.request.policy.polling_seconds)
             state.fresh_until, state.late_at = _spread(fresh), _spread(_LATE_S)
         self._told(key, observation, decision)
         if changed:
@@ -417,10 +417,10 @@ class Scaler(Generic[K]):
 
         A maximum that is near lifts the tolerance, which held when it was asked for GPUs without one.
         """
-        policy, now = state.subject.policy, self._wall()
+        policy, now = state.request.policy, self._wall()
         decision = decide(policy, observation, state.history, now)
         for slots in (None, granted):
-            if granted is None or not state.subject.acts or decision.replicas <= granted:
+            if granted is None or not state.request.acts or decision.replicas <= granted:
                 break
             decision = decide(policy, replace(observation, slots=slots), state.history, now)
         return decision

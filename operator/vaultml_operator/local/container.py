@@ -11,7 +11,7 @@ from typing import Self
 
 from vaultml_operator.local.launch import Launch
 
-_LEASH = Path(__file__).with_name("leash.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
 class Container:
@@ -25,7 +25,7 @@ class Container:
         """Start it, with `more` variables; it writes to the descriptor `log`. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             # -I, -S: nothing but the standard library, and none of the variables that are meant for the worker.
-            *(sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *launch.command),
+            *(sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), *launch.command),
             env={**launch.env, **more},
             cwd=launch.folder,
             stdin=asyncio.subprocess.DEVNULL,

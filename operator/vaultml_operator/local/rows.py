@@ -8,7 +8,7 @@ from typing import Any
 from vaultml_operator import crd
 
 _SHOWN = ("Ready", "Replicas", "Desired", "Lag", "Rate", "GPU", "Reason")
-_WIDE = ("Oldest", "Clamp", "Processed", "Dead")
+_WIDE = ("Oldest", "Limit", "Processed", "Dead")
 _MORE = ("Queue", "Target", "Message")
 """In the JSON only."""
 

@@ -46,12 +46,12 @@ def test_from_zero_straight_to_what_is_needed_and_back(queue: Queue, farm: Farm,
     # Seen all at once: a poll that comes while they are being poured would find a part.
     pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/pause-scale-out=true")
     queue.pour(55)
-    wait_scaling(pipelines, lag=55, clamp="paused")
+    wait_scaling(pipelines, lag=55, limitedBy="paused")
     pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/pause-scale-out-")
     wait_workers(pipelines, 6)
-    said = wait_scaling(pipelines, lag=55, desired=6, partitions=8)
+    said = wait_scaling(pipelines, lag=55, desiredReplicas=6, partitions=8)
     assert "lag 55" in said["message"]
-    assert said["needed"] == 6
+    assert said["neededReplicas"] == 6
     # Never a step between: one ReplicaSet was scaled once.
     outs = [note for _, reason, note in pipelines.wait_event("p", "ScaledOut") if reason == "ScaledOut"]
     assert len(outs) == 1
@@ -62,7 +62,7 @@ def test_from_zero_straight_to_what_is_needed_and_back(queue: Queue, farm: Farm,
     queue.commit()
     pipelines.wait("p", "ScaledToZero")
     assert workers(pipelines) == 0
-    said = wait_scaling(pipelines, lag=0, desired=0)
+    said = wait_scaling(pipelines, lag=0, desiredReplicas=0)
     assert said["processed"] == 55
     assert [reason for _, reason, _ in pipelines.wait_event("p", "ScaledToZero", 2) if reason.startswith("Scaled")][
         -2:
@@ -122,8 +122,8 @@ def test_what_others_hold_is_not_there(queue: Queue, farm: Farm, pipelines: Pipe
     pipelines.kubectl("wait", "pod/training", "--for=condition=Ready", "--timeout=30s")
     pipelines.apply(body(queue, farm))
     queue.pour(60)
-    said = wait_scaling(pipelines, desired=1, clamp="gpus")
-    assert "others hold 3" in said["holders"]
+    said = wait_scaling(pipelines, desiredReplicas=1, limitedBy="gpus")
+    assert "others hold 3" in said["heldBy"]
     pipelines.kubectl("delete", "pod", "training")
     wait_workers(pipelines, 4)
 
@@ -144,10 +144,10 @@ def test_two_that_want_the_same_gpus_share_them_and_are_told_so(
 
     def told(name: str, words: str) -> None:
         words = f"{pipelines.namespace}/{words}"
-        wait_for(lambda: words in scaling(pipelines, name).get("holders", ""), 60, f"{name} to be told {words}")
+        wait_for(lambda: words in scaling(pipelines, name).get("heldBy", ""), 60, f"{name} to be told {words}")
 
     told("b", "a holds 2")
-    assert scaling(pipelines, "b")["clamp"] == "gpus"
+    assert scaling(pipelines, "b")["limitedBy"] == "gpus"
     # Priority goes before shares.
     pipelines.apply(body(b, farm, "b", priority=10))
     wait_workers(pipelines, 4, "b", timeout=120)
@@ -160,11 +160,11 @@ def test_advice_is_given_and_not_followed(queue: Queue, farm: Farm, pipelines: P
     queue.pour(60)
     advisory = body(queue, farm, mode="Advisory")
     pipelines.apply(advisory | {"spec": advisory["spec"] | {"replicas": 2}})
-    said = wait_scaling(pipelines, desired=6)
+    said = wait_scaling(pipelines, desiredReplicas=6)
     assert workers(pipelines) == 2
-    assert said["needed"] == 6
+    assert said["neededReplicas"] == 6
     message = pipelines.condition("p", "ScalingLimited")["message"]
-    assert message.startswith("mode Advisory, spec.replicas counts; Auto would say: lag 60")
+    assert message.startswith("spec.replicas is used in Advisory mode; Auto: lag 60")
     pipelines.kubectl("scale", "vmlp/p", "--replicas=3")
     wait_workers(pipelines, 3)
 
@@ -195,13 +195,13 @@ def test_annotations_pause_either_direction(queue: Queue, farm: Farm, pipelines:
     wait_workers(pipelines, 4)
     pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/pause-scale-in=true")
     queue.commit()
-    wait_scaling(pipelines, lag=0, clamp="paused")
+    wait_scaling(pipelines, lag=0, limitedBy="paused")
     polls(pipelines, operator)
     assert workers(pipelines) == 4
     pipelines.kubectl("annotate", "vmlp", "p", "ml.kerberos.io/pause-scale-in-", "ml.kerberos.io/pause-scale-out=true")
     wait_workers(pipelines, 1)
     queue.pour(40)
-    wait_scaling(pipelines, lag=40, clamp="paused")
+    wait_scaling(pipelines, lag=40, limitedBy="paused")
     assert pipelines.condition("p", "ScalingLimited")["reason"] == "ScalingPaused"
     polls(pipelines, operator)
     assert workers(pipelines) == 1
@@ -273,7 +273,7 @@ def test_explain_says_what_was_decided_and_what_would_be(
     farm.add(3)
     pipelines.apply(body(queue, farm))
     queue.pour(60)
-    wait_scaling(pipelines, desired=3, clamp="gpus")
+    wait_scaling(pipelines, desiredReplicas=3, limitedBy="gpus")
 
     def explain(*arguments: str) -> str:
         command = [sys.executable, "-m", "vaultml_operator", "explain", "p", "-n", pipelines.namespace, *arguments]
@@ -324,7 +324,7 @@ def test_a_status_is_not_written_while_its_picture_stays(
         return str(found["metadata"]["resourceVersion"])
 
     # Its age goes on growing, by less and less of itself.
-    wait_for(lambda: (scaling(pipelines).get("oldestSeconds") or 0) >= 20, 60, "an age that hardly changes")
+    wait_for(lambda: (scaling(pipelines).get("oldestMessageAgeSeconds") or 0) >= 20, 60, "an age that hardly changes")
     before = version()
     polls(pipelines, operator, 1)
     assert version() == before

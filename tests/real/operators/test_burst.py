@@ -86,4 +86,4 @@ def test_three_hundred_recordings_from_zero_and_back(
     assert set(keys) == keys_of(events)
     assert scene.letters() == []
     said = scaling(pipelines)
-    assert (said["lag"], said["desired"], said["processed"]) == (0, 0, RECORDINGS)
+    assert (said["lag"], said["desiredReplicas"], said["processed"]) == (0, 0, RECORDINGS)

@@ -30,7 +30,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewPartitions
 
 from vaultml_operator.autoscaler.lag.base import Ask, Member, Partition, Reading, ReadingFailed
-from vaultml_operator.autoscaler.lag.trail import Trail
+from vaultml_operator.autoscaler.lag.end_offsets import EndOffsetHistory
 from vaultml_operator.probes import Connection
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class KafkaReader:
         self._peeker: Consumer | None = None
         self._asked: dict[Ask, float] = {}
         """When each was last asked for (monotonic seconds)."""
-        self._trails: dict[tuple[str, int], Trail] = {}
+        self._histories: dict[tuple[str, int], EndOffsetHistory] = {}
         self._seen: dict[tuple[Ask, int], _Seen] = {}
         self._retention: dict[str, tuple[float, float | None]] = {}
         self._describes: bool | None = None
@@ -97,7 +97,7 @@ class KafkaReader:
             self._asked = {ask: at for ask, at in self._asked.items() if ask not in gone}
             queues = {ask.queue for ask in self._asked}
             self._seen = {place: seen for place, seen in self._seen.items() if place[0] not in gone}
-            self._trails = {place: trail for place, trail in self._trails.items() if place[0] in queues}
+            self._histories = {place: history for place, history in self._histories.items() if place[0] in queues}
             self._retention = {queue: known for queue, known in self._retention.items() if queue in queues}
 
     def _connect(self) -> AdminClient:
@@ -254,7 +254,7 @@ class KafkaReader:
         wanted = set(queues)
         for place, end in ends.items():
             if place[0] in wanted:
-                self._trails.setdefault(place, Trail()).add(now, end)
+                self._histories.setdefault(place, EndOffsetHistory()).add(now, end)
 
     def _date(self, found: dict[Ask, Reading | ReadingFailed], now: float) -> None:
         """Say since when the oldest of each partition has waited, and that nothing does where only markers are left."""
@@ -263,9 +263,9 @@ class KafkaReader:
             for part in reading.partitions if isinstance(reading, Reading) else ():
                 seen = self._seen.setdefault((ask, part.number), _Seen())
                 seen.update(part)
-                trail = self._trails[ask.queue, part.number]
+                history = self._histories[ask.queue, part.number]
                 suspect = part.lag <= _MARKERS and seen.still >= _STILL
-                if part.lag and seen.peeked is None and (suspect or trail.since(part.committed) is None):
+                if part.lag and seen.peeked is None and (suspect or history.since(part.committed) is None):
                     unknown[ask.queue, part.number] = min(
                         part.committed, unknown.get((ask.queue, part.number), part.committed)
                     )
@@ -288,7 +288,7 @@ class KafkaReader:
                 return Partition(part.number, part.start, part.end, part.committed, 0)
             oldest: float | None = seen.peeked.time
         else:
-            oldest = self._trails[place].since(part.committed)
+            oldest = self._histories[place].since(part.committed)
         return Partition(
             part.number, part.start, part.end, part.committed, part.lag, None if oldest is None else min(oldest, now)
         )

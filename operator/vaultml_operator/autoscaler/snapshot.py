@@ -6,7 +6,7 @@ costs the API server more than it tells anyone.
 
 from typing import Any
 
-from vaultml_operator.api import AutoscalingStatus, Clamped
+from vaultml_operator.api import AppliedLimit, AutoscalingStatus
 from vaultml_operator.autoscaler.lag import Reading
 from vaultml_operator.autoscaler.rates import RATE_STEP, Rates
 from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
@@ -14,26 +14,26 @@ from vaultml_operator.autoscaler.records import Backlog, Decision, Observation
 _NEAR = 0.1
 _NEAR_PROCESSED = 0.05
 """Shares by which a number must differ from the published one to be published anew, while something waits."""
-_LEAST = {"arrival_per_second": RATE_STEP}
+_LEAST = {"arrival_rate": RATE_STEP}
 """And by how much at least: a rate fades by shares for ever."""
-_MEASURED = ("lag", "oldest_seconds", "arrival_per_second", "service_per_second", "startup_seconds", "stuck")
+_MEASURED = ("lag", "oldest_message_age_seconds", "arrival_rate", "service_rate", "startup_seconds", "stuck_lag")
 _FEW = 10
 """Lags up to so many come and go with each recording."""
 _TOLD = (
     "message",
-    "clamps",
-    "account",
-    "oldest",
+    "limits",
+    "trace",
+    "oldest_message_age",
     "rate",
     "last_active",
-    "ready",
-    "current",
+    "ready_replicas",
+    "current_replicas",
     "lagging_partitions",
 )
 """Words that hold measured numbers: they go along with a change, and are none."""
-_COUNTED = ("processed", "needed")
+_COUNTED = ("processed", "needed_replicas")
 """What is exact at rest, and changes with each recording."""
-_GPUS = ("slots", "holders")
+_GPUS = ("gpu_limit", "held_by")
 """What others hold changes all the time: told exactly while GPUs limit the number of workers, else later will do."""
 _EXPIRING = 0.75
 """The share of a topic's retention at which the oldest recording is said to be in danger."""
@@ -46,35 +46,35 @@ def status(
     """The whole `.status.autoscaling`."""
     backlog, rates = seen.backlog, known.to_status()
     found: dict[str, Any] = {
-        "desired": decision.replicas,
-        "needed": decision.needed,
+        "desired_replicas": decision.replicas,
+        "needed_replicas": decision.needed,
         "message": decision.reason[:1024],
-        "clamp": limit(decision),
-        "clamps": tuple(
-            Clamped(rule=each.name, before=each.before, after=each.after, message=each.phrase[:512])
+        "limited_by": limit(decision),
+        "limits": tuple(
+            AppliedLimit(rule=each.name, before=each.before, after=each.after, message=each.phrase[:512])
             for each in decision.clamps
         ),
-        "account": tuple(each[:256] for each in decision.steps[:24]),
-        "current": seen.replicas,
-        "ready": seen.ready,
-        "slots": seen.slots,
-        "holders": seen.holders[:512] or None,
-        "trouble": seen.trouble[:512] or None if backlog is None else None,
+        "trace": tuple(each[:256] for each in decision.steps[:24]),
+        "current_replicas": seen.replicas,
+        "ready_replicas": seen.ready,
+        "gpu_limit": seen.slots,
+        "held_by": seen.holders[:512] or None,
+        "error": seen.trouble[:512] or None if backlog is None else None,
         "processed": processed,
-        "dead": None if reading is None else reading.dead,
-        "rate": None if rates.arrival_per_second is None else f"{rates.arrival_per_second:.2g}/s",
+        "dead_letters": None if reading is None else reading.dead,
+        "rate": None if rates.arrival_rate is None else f"{rates.arrival_rate:.2g}/s",
     }
     if backlog is not None:
         oldest, retention = _oldest(backlog, reading), None if reading is None else reading.retention
         last_active = decision.history.last_active
         found |= {
             "lag": rounded(backlog.lag),
-            "oldest_seconds": None if backlog.oldest_seconds is None else rounded(backlog.oldest_seconds),
-            "oldest": None if oldest is None else duration(oldest),
+            "oldest_message_age_seconds": None if backlog.oldest_seconds is None else rounded(backlog.oldest_seconds),
+            "oldest_message_age": None if oldest is None else duration(oldest),
             "partitions": backlog.parallelism,
             "lagging_partitions": backlog.lagging,
             "stuck_partitions": backlog.stuck_partitions or None,
-            "stuck": backlog.stuck or None,
+            "stuck_lag": backlog.stuck or None,
             "retention_seconds": None if retention is None else round(retention),
             "expiring": None if retention is None else (oldest or 0.0) >= _EXPIRING * retention,
             # While something waits it would change with every poll, and a restarted operator sees for itself.
@@ -112,7 +112,7 @@ def differs(
             after.pop(name, None)
     if before.keys() != after.keys():
         return True
-    exact = late or "gpus" in (published.clamp, new.clamp)
+    exact = late or "gpus" in (published.limited_by, new.limited_by)
     for name, value in after.items():
         if name in _GPUS and not exact:
             continue
@@ -132,22 +132,22 @@ def observation(published: AutoscalingStatus) -> Observation:
     if published.lag is not None:
         backlog = Backlog(
             lag=published.lag,
-            oldest_seconds=published.oldest_seconds,
+            oldest_seconds=published.oldest_message_age_seconds,
             parallelism=published.partitions,
             lagging=published.lagging_partitions,
-            stuck=published.stuck or 0,
+            stuck=published.stuck_lag or 0,
             stuck_partitions=published.stuck_partitions or 0,
         )
-    holders = published.holders or ""
+    holders = published.held_by or ""
     return Observation(
         backlog=backlog,
-        trouble=published.trouble or "",
-        arrival=published.arrival_per_second,
-        service=published.service_per_second,
-        replicas=published.current or 0,
-        ready=published.ready or 0,
+        trouble=published.error or "",
+        arrival=published.arrival_rate,
+        service=published.service_rate,
+        replicas=published.current_replicas or 0,
+        ready=published.ready_replicas or 0,
         startup_seconds=published.startup_seconds,
-        slots=published.slots,
+        slots=published.gpu_limit,
         holders=holders,
         bound="CPU slots" if "CPU slot" in holders else "GPUs",
     )

@@ -35,7 +35,7 @@ class _Still:
         return max(STUCK_S, _STUCK_RECORDINGS / self.service if self.service else 0.0)
 
 
-class Measured:
+class Measurements:
     """`status` is the pipeline's `.status.autoscaling`: what an earlier operator measured."""
 
     def __init__(self, status: AutoscalingStatus) -> None:

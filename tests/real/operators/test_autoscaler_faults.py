@@ -1,4 +1,4 @@
-"""Bad weather on the real parts: each fault has one defined outcome, in words, and none scales to zero."""
+"""Fault tests on the real parts: each fault has one defined outcome, in words, and none scales to zero."""
 
 import asyncio
 import time
@@ -16,10 +16,10 @@ from testbed.process import wait_for
 from tests.parts import need
 from tests.real.operators.lagging import Farm, Queue, body, polls, scaling, wait_scaling, wait_workers, workers
 from vaultml_operator.api import Autoscaling, AutoscalingStatus, ScaleIn
-from vaultml_operator.autoscaler import measured
+from vaultml_operator.autoscaler import measurements
 from vaultml_operator.autoscaler.lag import Ask, Reading, ReadingFailed, open_reader
 from vaultml_operator.autoscaler.lag import kafka as kafka_lag
-from vaultml_operator.autoscaler.scaler import Outlook, Scaler, Subject
+from vaultml_operator.autoscaler.scaler import Scaler, ScalingRequest, Snapshot
 from vaultml_operator.probes import Connection
 
 
@@ -49,12 +49,12 @@ def test_a_broker_that_is_away_changes_no_number_and_heals(
     own.stop()
     said = pipelines.wait("p", "LagUnknown", "ScalingLimited", timeout=60)
     assert "the lag can't be read" in said["message"]
-    assert "trouble" in scaling(pipelines)
+    assert "error" in scaling(pipelines)
     polls(pipelines, operator, 3)
     assert workers(pipelines) == 4
     own.start()
-    wait_scaling(pipelines, lag=40, desired=4, timeout=60)
-    wait_for(lambda: "trouble" not in scaling(pipelines), 30, "no more trouble")
+    wait_scaling(pipelines, lag=40, desiredReplicas=4, timeout=60)
+    wait_for(lambda: "error" not in scaling(pipelines), 30, "no more trouble")
     queue.commit()
     wait_workers(pipelines, 0)
 
@@ -65,10 +65,10 @@ def test_after_so_many_failures_the_fallback_counts_and_gpus_still_bound_it(
     queue = Queue(own)
     fallback = {"failures": 2, "behavior": "Static", "replicas": 50}
     pipelines.apply(body(queue, farm, fallback=fallback))
-    wait_scaling(pipelines, desired=1)
+    wait_scaling(pipelines, desiredReplicas=1)
     own.stop()
     wait_workers(pipelines, 8, timeout=90)
-    wait_scaling(pipelines, clamp="gpus")
+    wait_scaling(pipelines, limitedBy="gpus")
 
 
 def test_a_wrong_password_changes_no_number(kafka: Broker, farm: Farm, pipelines: Pipelines) -> None:
@@ -106,7 +106,7 @@ def test_a_topic_that_is_made_anew_counts_from_its_start(
     assert workers(pipelines) == 3
     kafka.create_topic(queue.name, 4)
     queue.pour(20)
-    wait_scaling(pipelines, lag=20, desired=2, timeout=60)
+    wait_scaling(pipelines, lag=20, desiredReplicas=2, timeout=60)
     wait_workers(pipelines, 2)
 
 
@@ -117,25 +117,27 @@ def test_a_deleted_group_and_commits_beyond_the_end_follow_the_reset_policy(
     pipelines.apply(body(queue, farm))
     queue.pour(40)
     queue.commit()
-    wait_scaling(pipelines, lag=0, desired=1)
+    wait_scaling(pipelines, lag=0, desiredReplicas=1)
     queue.admin.delete_consumer_groups([queue.group])[queue.group].result(30)
     # Consumers would begin at the start again: so much waits.
-    wait_scaling(pipelines, lag=40, desired=4)
+    wait_scaling(pipelines, lag=40, desiredReplicas=4)
     queue.commit()
-    wait_scaling(pipelines, lag=0, desired=1)
+    wait_scaling(pipelines, lag=0, desiredReplicas=1)
     queue.commit(0, beyond=1000)
-    wait_scaling(pipelines, lag=10, desired=1)
+    wait_scaling(pipelines, lag=10, desiredReplicas=1)
     from_end = body(queue, farm)
     from_end["spec"]["queue"]["kafka"]["offsetReset"] = "latest"
     pipelines.apply(from_end)
     wait_scaling(pipelines, lag=0)
 
 
-async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[[int], None], **policy: Any) -> Outlook:
-    """Scale a queue on the real broker with four workers, until an outlook is as wanted; `turn` hears of each poll."""
+async def scaled(
+    queue: Queue, until: Callable[[Snapshot], bool], turn: Callable[[int], None], **policy: Any
+) -> Snapshot:
+    """Scale a queue on the real broker with four workers, until a snapshot is as wanted; `turn` hears of each poll."""
     key, polls = ("n", "p"), 0
     scaler: Scaler[tuple[str, str]] = Scaler(lambda _key: None, wall=lambda: clock.time())
-    asked = Subject(
+    asked = ScalingRequest(
         policy=Autoscaling(polling_seconds=1, lag_per_replica=10, drain_seconds=None, **policy),
         connection=Connection((queue.broker.plaintext,)),
         ask=Ask(queue.name, queue.group),
@@ -148,11 +150,11 @@ async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[
             while True:
                 replicas = 4 if before is None else before.replicas
                 scaler.watch(key, asked, replicas=replicas, ready=replicas, status=AutoscalingStatus())
-                outlook = scaler.outlook(key)
-                if outlook is not None and outlook.decision is not before:
-                    before, polls = outlook.decision, polls + 1
-                    if until(outlook):
-                        return outlook
+                snapshot = scaler.snapshot(key)
+                if snapshot is not None and snapshot.decision is not before:
+                    before, polls = snapshot.decision, polls + 1
+                    if until(snapshot):
+                        return snapshot
                     turn(polls)
                 await asyncio.sleep(0.05)
     finally:
@@ -162,12 +164,12 @@ async def scaled(queue: Queue, until: Callable[[Outlook], bool], turn: Callable[
 
 def test_a_poison_partition_gets_one_worker_and_wakes_no_more(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """With patience shortened: two minutes otherwise."""
-    monkeypatch.setattr(measured, "STUCK_S", 3.0)
+    monkeypatch.setattr(measurements, "STUCK_S", 3.0)
     queue = Queue(kafka, partitions=4)
     queue.pour(80, partitions=[0])
-    outlook = asyncio.run(scaled(queue, lambda outlook: outlook.status.stuck_partitions == 1, lambda _poll: None))
-    assert outlook.decision.needed == 1
-    assert outlook.status.stuck == 80
+    snapshot = asyncio.run(scaled(queue, lambda snapshot: snapshot.status.stuck_partitions == 1, lambda _poll: None))
+    assert snapshot.decision.needed == 1
+    assert snapshot.status.stuck_lag == 80
 
 
 def test_a_clock_that_jumps_moves_no_worker(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,9 +183,9 @@ def test_a_clock_that_jumps_moves_no_worker(kafka: Broker, monkeypatch: pytest.M
         if poll == 12:
             queue.commit()
 
-    def seen(outlook: Outlook) -> bool:
-        numbers.append(outlook.decision.replicas)
-        return outlook.decision.replicas == 1
+    def seen(snapshot: Snapshot) -> bool:
+        numbers.append(snapshot.decision.replicas)
+        return snapshot.decision.replicas == 1
 
     monkeypatch.setattr(kafka_lag, "time", clock)
     direction = ScaleIn(stabilization_seconds=0)
@@ -266,4 +268,4 @@ def test_a_node_that_vanishes_while_workers_start_leaves_no_pod_waiting_for_ever
     wait_for(
         lambda: all(pod["status"]["phase"] == "Running" for pod in pipelines.all("pods")), 120, "no pod to be pending"
     )
-    wait_for(lambda: scaling(pipelines)["desired"] == 8, 30, "eight to be wanted")  # from the next poll on
+    wait_for(lambda: scaling(pipelines)["desiredReplicas"] == 8, 30, "eight to be wanted")  # from the next poll on

@@ -8,7 +8,7 @@ import pytest
 from vaultml_operator.api import Autoscaling, AutoscalingStatus
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.lag import Member, Partition, Reading
-from vaultml_operator.autoscaler.measured import Measured
+from vaultml_operator.autoscaler.measurements import Measurements
 from vaultml_operator.autoscaler.records import History, Observation
 
 BEGAN = 1_000_000.0
@@ -23,7 +23,7 @@ class Loop:
     """Polls, decisions that are carried out at once, and the workers there were."""
 
     def __init__(self, replicas: int = 1, service: float = 1.0, policy: Autoscaling | None = None) -> None:
-        self.measured = Measured(AutoscalingStatus(service_per_second=service, startup_seconds=5))
+        self.measured = Measurements(AutoscalingStatus(service_rate=service, startup_seconds=5))
         self.policy, self.replicas, self.history, self.now = policy or Autoscaling(), replicas, History(), BEGAN
         self.counts: list[tuple[float, int]] = []
 
@@ -51,7 +51,7 @@ class Loop:
             self.now += decision.next_poll_seconds
 
 
-def stuck(measured: Measured) -> tuple[int, int]:
+def stuck(measured: Measurements) -> tuple[int, int]:
     backlog = measured.backlog()
     assert backlog is not None
     return backlog.stuck_partitions, backlog.stuck
@@ -61,7 +61,7 @@ def stuck(measured: Measured) -> tuple[int, int]:
 def test_progress_is_a_recording_finished_within_a_minute_or_the_time_of_five(
     service: float | None, seconds: float
 ) -> None:
-    measured, progresses = Measured(AutoscalingStatus(service_per_second=service)), list[bool]()
+    measured, progresses = Measurements(AutoscalingStatus(service_rate=service)), list[bool]()
     for after, committed in ((-10.0, 0), (0.0, 1), (seconds, 1), (seconds + 1, 1), (seconds + 2, 2)):
         measured.learn(Reading(BEGAN + after, (part(0, 100, committed),)))
         progresses.append(measured.progresses)
@@ -129,7 +129,7 @@ def test_a_partition_that_waits_its_turn_is_not_stuck() -> None:
 @pytest.mark.parametrize(("owned", "expected"), [({0, 1}, (0, 0)), ({0, 2}, (1, 50))])
 def test_only_the_partitions_of_the_same_worker_excuse_one(owned: set[int], expected: tuple[int, int]) -> None:
     members = (Member("a", frozenset(owned)), Member("b", frozenset({0, 1, 2} - owned)))
-    measured = Measured(AutoscalingStatus(service_per_second=1.0))
+    measured = Measurements(AutoscalingStatus(service_rate=1.0))
     measured.workers(2, 2, 0)
     for seconds in range(0, 300, 15):
         parts = (part(0, 100, 50), part(1, 1000, seconds), part(2, 100, 100))
@@ -159,7 +159,7 @@ def test_slow_recordings_lower_the_rate_as_they_are_done() -> None:
 
 
 def test_what_retention_deletes_was_not_done() -> None:
-    measured = Measured(AutoscalingStatus(service_per_second=0.1))
+    measured = Measurements(AutoscalingStatus(service_rate=0.1))
     measured.workers(2, 2, 0)
     for poll in range(20):
         start = 1000 * poll
@@ -170,7 +170,7 @@ def test_what_retention_deletes_was_not_done() -> None:
 
 
 def test_a_commit_that_goes_back_takes_nothing_from_what_was_done() -> None:
-    measured = Measured(AutoscalingStatus())
+    measured = Measurements(AutoscalingStatus())
     for committed in ((10, 10), (20, 5), (30, 7)):
         measured.learn(Reading(BEGAN, tuple(part(number, 50, each) for number, each in enumerate(committed))))
     assert measured.processed == 22
@@ -180,7 +180,7 @@ def test_a_commit_that_goes_back_takes_nothing_from_what_was_done() -> None:
 
 
 def startup(*seen: tuple[int, int, float]) -> Any:
-    measured = Measured(AutoscalingStatus())
+    measured = Measurements(AutoscalingStatus())
     for replicas, ready, now in seen:
         measured.workers(replicas, ready, now)
     return measured.rates.startup_seconds

@@ -8,11 +8,11 @@ from vaultml_common.kafka import dead_letter_topic
 from vaultml_operator import api
 from vaultml_operator.autoscaler.gpus import demand_of
 from vaultml_operator.autoscaler.lag import Ask
-from vaultml_operator.autoscaler.scaler import Subject
+from vaultml_operator.autoscaler.scaler import ScalingRequest
 from vaultml_operator.probes import Connection, Outcome
 
 
-def subject(
+def scaling_request(
     pipeline: api.Pipeline,
     connection: Connection | None,
     template: Mapping[str, Any],
@@ -20,7 +20,7 @@ def subject(
     frozen: bool,
     queue: Outcome | None = None,
     vault: Outcome | None = None,
-) -> Subject:
+) -> ScalingRequest:
     """What is asked of the scaler; `template` is the spec of the worker pods, patches and all.
 
     `frozen`: decisions are not carried out, nor anything else: the pipeline keeps the GPUs that it has, and no more.
@@ -41,7 +41,7 @@ def subject(
         )
     asked = replace(ask(spec), partitions=None) if frozen else ask(spec)
     acts = spec.autoscaling.mode == "Auto" and not frozen
-    return Subject(
+    return ScalingRequest(
         policy=spec.autoscaling,
         connection=connection,
         ask=asked,

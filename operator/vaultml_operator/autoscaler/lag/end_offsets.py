@@ -5,7 +5,7 @@ from bisect import bisect_right
 _MOST = 64
 
 
-class Trail:
+class EndOffsetHistory:
     """Times at which a log's end was seen, thinned out with age: since when the message at an offset has been there."""
 
     __slots__ = ("_points",)
@@ -14,7 +14,7 @@ class Trail:
         self._points: list[tuple[int, float]] = []
 
     def add(self, time: float, end: int) -> None:
-        """The end was `end` at `time`. An end that went back (the topic was made anew) begins a new trail."""
+        """The end was `end` at `time`. An end that went back (the topic was made anew) begins a new history."""
         if self._points and end < self._points[-1][0]:
             self._points.clear()
         if self._points and end == self._points[-1][0]:

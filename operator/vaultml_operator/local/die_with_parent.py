@@ -1,4 +1,4 @@
-"""Run a command that dies with the process that asked for it: `leash.py PARENT COMMAND…`.
+"""Run a command that dies with the process that asked for it: `die_with_parent.py PARENT COMMAND…`.
 
 A script of its own, since what is done between fork and exec in a process with threads may hang.
 """
