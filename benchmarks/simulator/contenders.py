@@ -49,7 +49,7 @@ class Ours:
         self.decisions.append((now, number, decision))
         self._history[number] = decision.history
         # What it would have without the others: calmer than the need itself, as a share should be.
-        pipeline.need = next((each.before for each in decision.clamps if each.name == "gpus"), decision.replicas)
+        pipeline.need = next((each.before for each in decision.limits if each.name == "gpus"), decision.replicas)
         pipeline.scale(decision.replicas)
         return decision.next_poll_seconds
 

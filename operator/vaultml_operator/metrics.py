@@ -14,13 +14,13 @@ _SCALING = (
     ("lag", "Recordings that wait, those in work included."),
     ("lag_known", "1 while the queue can be read."),
     ("stuck_lag", "The part of the lag that sits in partitions that do not move although others do."),
-    ("oldest_seconds", "How long the oldest recording has waited."),
+    ("oldest_message_age_seconds", "Age of the oldest message that waits."),
     ("partitions", "Partitions of the queue."),
     ("lagging_partitions", "Partitions in which something waits."),
-    ("arrival_per_second", "Recordings that come per second."),
-    ("service_per_second", "Recordings per second and busy worker."),
+    ("arrival_rate", "Recordings that arrive per second."),
+    ("service_rate", "Recordings per second and busy worker."),
     ("startup_seconds", "How long a worker takes to get ready."),
-    ("gpu_slots", "Workers that the GPUs allow, those running included."),
+    ("gpu_limit", "Workers that the GPUs allow, those running included."),
 )
 
 
@@ -62,8 +62,8 @@ class Metrics:
                 *_SCALING,
             )
         }
-        self._clamped = Gauge(
-            "vaultml_pipeline_clamped",
+        self._limited = Gauge(
+            "vaultml_pipeline_limited",
             "1 for each rule that changed the number of workers in the last decision.",
             [*labels, "rule"],
             registry=self.registry,
@@ -75,7 +75,7 @@ class Metrics:
             registry=self.registry,
         )
         # What has samples: looking for them among those of a thousand pipelines takes long.
-        self._clamps: dict[tuple[str, str], set[str]] = {}
+        self._limits: dict[tuple[str, str], set[str]] = {}
         self._known: dict[tuple[str, str], set[str]] = {}
 
     def reconciled(self, outcome: str, seconds: float) -> None:
@@ -109,13 +109,13 @@ class Metrics:
             "lag": None if backlog is None else backlog.lag,
             "lag_known": int(backlog is not None),
             "stuck_lag": None if backlog is None else backlog.stuck,
-            "oldest_seconds": None if backlog is None else backlog.oldest_seconds or 0.0,
+            "oldest_message_age_seconds": None if backlog is None else backlog.oldest_seconds or 0.0,
             "partitions": None if backlog is None else backlog.parallelism,
             "lagging_partitions": None if backlog is None else backlog.lagging,
-            "arrival_per_second": seen.arrival,
-            "service_per_second": seen.service,
+            "arrival_rate": seen.arrival,
+            "service_rate": seen.service,
             "startup_seconds": seen.startup_seconds,
-            "gpu_slots": seen.slots,
+            "gpu_limit": seen.slots,
         }
         known = {name: value for name, value in values.items() if value is not None}
         for name in self._known.get(key, set()) - known.keys():
@@ -124,17 +124,17 @@ class Metrics:
             self._gauges[name].labels(*key).set(value)
         self._known[key] = {*known}
         self._polls.labels(*key).inc()
-        bit = {each.name for each in decision.clamps}
-        for rule in self._clamps.get(key, set()) - bit:
-            self._clamped.remove(*key, rule)
+        bit = {each.name for each in decision.limits}
+        for rule in self._limits.get(key, set()) - bit:
+            self._limited.remove(*key, rule)
         for rule in bit:
-            self._clamped.labels(*key, rule).set(1)
-        self._clamps[key] = {*bit}
+            self._limited.labels(*key, rule).set(1)
+        self._limits[key] = {*bit}
 
     def gone(self, namespace: str, pipeline: str) -> None:
         """A pipeline is no more."""
-        self._clamps.pop((namespace, pipeline), None)
+        self._limits.pop((namespace, pipeline), None)
         self._known.pop((namespace, pipeline), None)
-        for gauge in (*self._gauges.values(), self._clamped, self._polls):
+        for gauge in (*self._gauges.values(), self._limited, self._polls):
             # A pipeline that was never told has no samples; removing them is no error.
             gauge.remove_by_labels({"namespace": namespace, "pipeline": pipeline})

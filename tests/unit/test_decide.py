@@ -46,7 +46,7 @@ class Loop:
 
 
 def rules(decision: Decision) -> list[str]:
-    return [clamp.name for clamp in decision.clamps]
+    return [limit.name for limit in decision.limits]
 
 
 # --- examples: the target ---
@@ -582,7 +582,7 @@ def test_more_lag_never_gives_fewer_workers(
 
 
 @whole
-def test_the_sentence_has_the_numbers_and_every_clamp_is_listed(
+def test_the_sentence_has_the_numbers_and_every_limit_is_listed(
     policy: Autoscaling, observation: Observation, history: History, now: float
 ) -> None:
     decision = decide(policy, observation, history, now)
@@ -591,17 +591,17 @@ def test_the_sentence_has_the_numbers_and_every_clamp_is_listed(
         assert decision.reason.startswith(f"lag {min(max(observation.backlog.lag, 0), 10**12)}")
         assert str(decision.needed if not rules(decision) else decision.replicas) in numbers
     number = None
-    for clamp in decision.clamps:
-        assert clamp.before != clamp.after
-        assert number is None or clamp.before == number
-        assert any(step.startswith(f"{clamp.name}: {clamp.before} becomes") for step in decision.steps)
-        number = clamp.after
+    for limit in decision.limits:
+        assert limit.before != limit.after
+        assert number is None or limit.before == number
+        assert any(step.startswith(f"{limit.name}: {limit.before} becomes") for step in decision.steps)
+        number = limit.after
     if number is None:
         assert decision.needed in (None, decision.replicas)
     else:
         assert number == decision.replicas
-        assert f", running {decision.replicas}: {decision.clamps[-1].phrase}" in decision.reason
-        assert decision.needed in (None, decision.clamps[0].before)
+        assert f", running {decision.replicas}: {decision.limits[-1].phrase}" in decision.reason
+        assert decision.needed in (None, decision.limits[0].before)
     assert "\n" not in decision.reason
     assert "inf" not in decision.reason.replace("info", "")
 

@@ -146,11 +146,11 @@ def test_a_rate_that_fades_is_told_a_few_times_only() -> None:
     assert len(told) < 40
 
 
-@pytest.mark.parametrize("clamp", [None, "gpus"])
-def test_what_others_hold_is_told_at_once_only_where_it_limits(clamp: str | None) -> None:
-    before = api.AutoscalingStatus(desired_replicas=2, gpu_limit=4, held_by="2 of 4 GPUs", limited_by=clamp)
+@pytest.mark.parametrize("limit", [None, "gpus"])
+def test_what_others_hold_is_told_at_once_only_where_it_limits(limit: str | None) -> None:
+    before = api.AutoscalingStatus(desired_replicas=2, gpu_limit=4, held_by="2 of 4 GPUs", limited_by=limit)
     after = change(before, gpu_limit=3, held_by="3 of 4 GPUs")
-    assert snapshot.differs(before, after) is bool(clamp)
+    assert snapshot.differs(before, after) is bool(limit)
     assert snapshot.differs(before, after, late=True)
 
 

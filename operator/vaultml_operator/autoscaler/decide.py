@@ -13,9 +13,9 @@ from vaultml_operator.autoscaler import sanitize
 from vaultml_operator.autoscaler.records import (
     HARD_MAXIMUM,
     Backlog,
-    Clamp,
     Decision,
     History,
+    Limit,
     Observation,
     Rule,
 )
@@ -103,14 +103,14 @@ class _Plan:
 
     replicas: int
     load: float | None
-    clamps: list[Clamp] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
 
-    def clamp(self, name: Rule, replicas: int, phrase: str) -> None:
+    def limit(self, name: Rule, replicas: int, phrase: str) -> None:
         """Let a rule change the number; one that leaves it as it is did not bite."""
         if replicas == self.replicas:
             return
-        self.clamps.append(Clamp(name=name, before=self.replicas, after=replicas, phrase=phrase))
+        self.limits.append(Limit(name=name, before=self.replicas, after=replicas, phrase=phrase))
         self.steps.append(f"{name}: {self.replicas} becomes {replicas}, {phrase}")
         self.replicas = replicas
 
@@ -146,7 +146,7 @@ def decide(policy: Autoscaling, observation: Observation, history: History, now:
         replicas=plan.replicas,
         needed=needed,
         reason=_reason(plan, case, sentence),
-        clamps=tuple(plan.clamps),
+        limits=tuple(plan.limits),
         steps=tuple(plan.steps),
         next_poll_seconds=_next_poll(plan, case),
         history=_remember(case, needs),
@@ -250,7 +250,7 @@ def _lagging(plan: _Plan, case: _Case) -> None:
     limit = max(backlog.lagging, 1)
     if plan.replicas > limit:
         plan.load = float(limit)
-        plan.clamp("partitions", limit, f"{counted(backlog.lagging, 'partition')} with a backlog")
+        plan.limit("partitions", limit, f"{counted(backlog.lagging, 'partition')} with a backlog")
 
 
 def _vault(plan: _Plan, case: _Case) -> None:
@@ -260,7 +260,7 @@ def _vault(plan: _Plan, case: _Case) -> None:
     """
     if case.seen.vault_error and case.seen.backlog is not None and plan.replicas > 1:
         plan.load = 1.0
-        plan.clamp("vault", 1, f"no recording can be downloaded: {case.seen.vault_error}")
+        plan.limit("vault", 1, f"no recording can be downloaded: {case.seen.vault_error}")
 
 
 def _activation(plan: _Plan, case: _Case) -> None:
@@ -268,12 +268,12 @@ def _activation(plan: _Plan, case: _Case) -> None:
     if case.seen.backlog is None:
         plan.note("activation", "unknown")
     elif case.active:
-        plan.clamp("activation", max(plan.replicas, 1), "messages have arrived")
+        plan.limit("activation", max(plan.replicas, 1), "messages have arrived")
         plan.note("activation", "active")
     elif case.resting:
         lag, plan.load = case.seen.backlog.lag, None
         quiet = f"no message for {_short(case.policy.cooldown_seconds)} s" if case.cooled else "no backlog"
-        plan.clamp(
+        plan.limit(
             "activation",
             min(plan.replicas, case.idle),
             f"{quiet} (lag {lag}, activationLag {case.policy.activation_lag})",
@@ -282,7 +282,7 @@ def _activation(plan: _Plan, case: _Case) -> None:
     else:
         quiet_for = max(case.now - (case.past.last_active or case.now), 0.0)
         of = f"no message for {_short(quiet_for)} of {_short(case.policy.cooldown_seconds)} s"
-        plan.clamp("cooldown", max(plan.replicas, min(case.current, 1)), f"{of}, the last worker stays")
+        plan.limit("cooldown", max(plan.replicas, min(case.current, 1)), f"{of}, the last worker stays")
         plan.note("cooldown", of)
 
 
@@ -295,10 +295,10 @@ def _tolerance(plan: _Plan, case: _Case) -> None:
     if plan.replicas > current:
         # Against a maximum there is no next step that would be worth waiting for.
         if load <= current * (1 + share) and plan.replicas < case.ceiling:
-            plan.clamp("tolerance", current, f"{_short(load)} is within {share:.0%} of {current}")
+            plan.limit("tolerance", current, f"{_short(load)} is within {share:.0%} of {current}")
         return
     if load >= current * (1 - share):
-        plan.clamp("tolerance", current, f"{_short(load)} is within {share:.0%} of {current}")
+        plan.limit("tolerance", current, f"{_short(load)} is within {share:.0%} of {current}")
 
 
 def _startup(plan: _Plan, case: _Case) -> None:
@@ -310,12 +310,12 @@ def _startup(plan: _Plan, case: _Case) -> None:
     left = backlog.lag + (case.seen.arrival or 0.0) * startup - working * service * startup
     if working and left <= 0:
         phrase = f"{_workers(working)} will be done before another has started ({_short(startup)} s)"
-        plan.clamp("startup", case.current, phrase)
+        plan.limit("startup", case.current, phrase)
 
 
 def _need(plan: _Plan) -> int:
     """What the windows remember. The worker that the cooldown holds is not needed: zero would come a window late."""
-    last = plan.clamps[-1] if plan.clamps else None
+    last = plan.limits[-1] if plan.limits else None
     return last.before if last is not None and last.name == "cooldown" else plan.replicas
 
 
@@ -326,7 +326,7 @@ def _window(plan: _Plan, case: _Case, needs: tuple[tuple[float, int], ...]) -> N
         seconds = _window_seconds(case.policy.scale_out, None)
         lowest = min(need for time, need in needs if case.now - time <= seconds) if seconds else plan.replicas
         phrase = f"the lowest need of the last {_short(seconds)} s was {lowest}"
-        plan.clamp("scaleOutWindow", max(min(plan.replicas, lowest), current), phrase)
+        plan.limit("scaleOutWindow", max(min(plan.replicas, lowest), current), phrase)
     elif plan.replicas < current:
         own, seconds = case.policy.scale_in.stabilization_seconds is None, _scale_in_window(case)
         highest = _highest(case, needs, seconds)
@@ -334,7 +334,7 @@ def _window(plan: _Plan, case: _Case, needs: tuple[tuple[float, int], ...]) -> N
             seconds = max(seconds, _PATIENCE)
             highest = _highest(case, needs, seconds)
         phrase = f"the highest need of the last {_short(seconds)} s was {highest}"
-        plan.clamp("scaleInWindow", min(max(plan.replicas, highest), current), phrase)
+        plan.limit("scaleInWindow", min(max(plan.replicas, highest), current), phrase)
 
 
 def _highest(case: _Case, needs: tuple[tuple[float, int], ...], seconds: float) -> int:
@@ -363,16 +363,16 @@ def _rate(plan: _Plan, case: _Case) -> None:
     seconds = (case.policy.scale_out if out else case.policy.scale_in).period_seconds
     phrase = f"{'scaleOut' if out else 'scaleIn'} allows {done + room} in {_short(seconds)} s, {done} done"
     if out:
-        plan.clamp("scaleOutRate", min(plan.replicas, current + room), phrase)
+        plan.limit("scaleOutRate", min(plan.replicas, current + room), phrase)
     else:
-        plan.clamp("scaleInRate", max(plan.replicas, current - room), phrase)
+        plan.limit("scaleInRate", max(plan.replicas, current - room), phrase)
 
 
 def _partitions(plan: _Plan, case: _Case) -> None:
     """A worker without a partition has nothing to do."""
     if case.partitions is not None:
         only = f"the topic has {counted(case.partitions, 'partition')} (raise kafka.ensurePartitions)"
-        plan.clamp("partitions", min(plan.replicas, case.partitions), only)
+        plan.limit("partitions", min(plan.replicas, case.partitions), only)
 
 
 def _even(plan: _Plan, case: _Case) -> None:
@@ -387,7 +387,7 @@ def _even(plan: _Plan, case: _Case) -> None:
     allowed = [number for number in even if number <= case.ceiling]
     if not allowed:
         return
-    wanted = next((each.before for each in plan.clamps if each.name in _RATES), plan.replicas)
+    wanted = next((each.before for each in plan.limits if each.name in _RATES), plan.replicas)
     chosen = next((number for number in allowed if number >= wanted), allowed[-1])
     sign = 1 if chosen > current else -1
     if (allowance := _allowance(case, sign)) is not None:
@@ -395,29 +395,29 @@ def _even(plan: _Plan, case: _Case) -> None:
         way = [each for each in allowed[::sign] if 0 < sign * (each - current) <= sign * (chosen - current)]
         within = [each for each in way if abs(each - current) <= room]
         chosen = within[-1] if within else way[0] if way and not done else current
-    plan.clamp("evenPartitions", chosen, f"{chosen} divides {counted(count, 'partition')} evenly")
+    plan.limit("evenPartitions", chosen, f"{chosen} divides {counted(count, 'partition')} evenly")
 
 
 def _bounds(plan: _Plan, case: _Case) -> None:
     """The user's minimum and maximum; the idle number goes below the minimum while nothing is to do."""
     idle = case.resting and case.policy.idle_replicas is not None
     least, name = (case.idle, "idleReplicas") if idle else (case.policy.min_replicas, "minReplicas")
-    plan.clamp("min", max(plan.replicas, least), f"{name} is {least}")
+    plan.limit("min", max(plan.replicas, least), f"{name} is {least}")
     most = "the most for any pipeline is" if case.policy.max_replicas is None else "maxReplicas is"
-    plan.clamp("max", min(plan.replicas, case.maximum), f"{most} {case.maximum}")
+    plan.limit("max", min(plan.replicas, case.maximum), f"{most} {case.maximum}")
 
 
 def _pause(plan: _Plan, case: _Case) -> None:
     """What a person has stopped stays as it is, even outside minimum and maximum."""
     way = plan.replicas - case.current
     if (way < 0 and case.seen.pause_scale_in) or (way > 0 and case.seen.pause_scale_out):
-        plan.clamp("paused", case.current, f"scaling {'in' if way < 0 else 'out'} is paused by annotation")
+        plan.limit("paused", case.current, f"scaling {'in' if way < 0 else 'out'} is paused by annotation")
 
 
 def _gpus(plan: _Plan, case: _Case) -> None:
     """Last, so that nothing asks for a GPU that is not there."""
     if case.seen.slots is not None:
-        plan.clamp("gpus", min(plan.replicas, case.seen.slots), _allowed(case))
+        plan.limit("gpus", min(plan.replicas, case.seen.slots), _allowed(case))
 
 
 def _allowed(case: _Case) -> str:
@@ -430,10 +430,10 @@ def _allowed(case: _Case) -> str:
 
 def _reason(plan: _Plan, case: _Case, sentence: str) -> str:
     """One sentence: what was seen, what it asks for, what is done, and the rule that bit last."""
-    if plan.clamps:
-        last = plan.clamps[-1]
+    if plan.limits:
+        last = plan.limits[-1]
         sentence = f"{sentence}, running {plan.replicas}: {last.phrase}"
-    if case.seen.slots is not None and not any(clamp.name == "gpus" for clamp in plan.clamps):
+    if case.seen.slots is not None and not any(limit.name == "gpus" for limit in plan.limits):
         sentence = f"{sentence}; {_allowed(case)}"
     plan.note("result", f"{_workers(plan.replicas)}, {plan.replicas - case.current:+d}")
     return sentence

@@ -103,7 +103,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clamp:
+class Limit:
     """One rule that changed the number, from `before` to `after`, and a phrase with its numbers."""
 
     name: Rule
@@ -116,15 +116,15 @@ class Clamp:
 class Decision:
     """How many workers to ask for, and why.
 
-    - `needed`: before any clamp; None: a reading failed and there is no fallback for it (yet).
-    - `reason`: one sentence; `clamps`: in the order they bit; `steps`: what each rule said.
+    - `needed`: before any limit; None: a reading failed and there is no fallback for it (yet).
+    - `reason`: one sentence; `limits`: in the order they bit; `steps`: what each rule said.
     - `next_poll_seconds`: when to look again; `history`: to be given to that poll.
     """
 
     replicas: int
     needed: int | None
     reason: str
-    clamps: tuple[Clamp, ...]
+    limits: tuple[Limit, ...]
     steps: tuple[str, ...]
     next_poll_seconds: float
     history: History

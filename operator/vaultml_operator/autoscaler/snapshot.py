@@ -52,7 +52,7 @@ def status(
         "limited_by": limit(decision),
         "limits": tuple(
             AppliedLimit(rule=each.name, before=each.before, after=each.after, message=each.phrase[:512])
-            for each in decision.clamps
+            for each in decision.limits
         ),
         "trace": tuple(each[:256] for each in decision.steps[:24]),
         "current_replicas": seen.replicas,
@@ -91,7 +91,7 @@ def _oldest(backlog: Backlog, reading: Reading | None) -> float | None:
 
 def limit(decision: Decision) -> str | None:
     """The rule that keeps the pipeline from what it needs, if one does."""
-    return next((each.name for each in reversed(decision.clamps) if each.name in _LIMITS), None)
+    return next((each.name for each in reversed(decision.limits) if each.name in _LIMITS), None)
 
 
 def differs(
