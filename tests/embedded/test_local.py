@@ -136,7 +136,7 @@ def test_a_burst_scales_out_is_done_and_all_workers_go(
         status, explained = box.service.get("/explain/edge")
         assert status == 200
         assert "CPU slots" in explained
-        assert "waiting" in box.service.get("/explain/edge?what-if=lag=500")[1]
+        assert "assuming lag=500" in box.service.get("/explain/edge?what-if=lag=500")[1]
         assert box.service.get("/explain/nobody")[0] == 404
         assert box.service.get("/healthz")[0] == 200
         metrics = box.service.metrics()

@@ -283,7 +283,7 @@ def test_explain_says_what_was_decided_and_what_would_be(
 
     said = explain()
     assert f"{pipelines.namespace}/p, mode Auto" in said
-    assert "waiting     60" in said
+    assert "lag         60" in said
     assert "GPUs for 3 workers" in said
     assert "3 workers: lag 60" in said
     supposed = explain("--what-if", "lag=500,gpus=2")
