@@ -1,9 +1,10 @@
 """Which key of which Secret or ConfigMap holds what, and whether a value that the workers use has changed. Pure.
 
 The values in use are compared by a keyed digest (HMAC-SHA-256) in an annotation of the pods. Its key is random and is
-kept in a Lease beside the operator's own: both replicas and every restart have it, and whoever may read that Lease may
-act as the operator, and so read the Secrets themselves. The uid or resourceVersion of an object plays no part, so that
-an object that is relabelled, or recreated with the same values, changes nothing.
+kept in a Lease beside the operator's own: both replicas and every restart have it, and the operator needs no right to
+write Secrets. Whoever may read both that Lease and the pods can test guesses of a weak password. The uid or
+resourceVersion of an object plays no part, so that an object that is relabelled, or recreated with the same values,
+changes nothing.
 """
 
 import base64

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from vaultml_common.quantity import quantity
+from vaultml_common.quantity import exact
 from vaultml_operator import api, crd
 
 Manifest = dict[str, Any]
@@ -50,11 +51,11 @@ class PodOptions:
         resources = self.resources()
         for name, amount in resources["limits"].items():
             request = resources["requests"].get(name)
-            if request is not None and _milli(name, request) > _milli(name, amount):
+            if request is not None and _amount(name, request) > _amount(name, amount):
                 raise BadOption(f"the request {name}={request} exceeds the limit {name}={amount}: raise the limit, too")
         for each in resources.values():
             for name, amount in each.items():
-                _milli(name, amount)
+                _amount(name, amount)
         self.all_tolerations()
 
     def resources(self) -> dict[str, dict[str, str]]:
@@ -67,15 +68,12 @@ class PodOptions:
         return [_toleration(each) for each in dict.fromkeys(self.tolerations)]
 
 
-def _milli(name: str, amount: str) -> int:
-    """Return an amount in thousandths, which quantity() rounds down. Raises BadOption."""
+def _amount(name: str, amount: str) -> Fraction:
+    """Return an amount exactly. Raises BadOption."""
     try:
-        if amount.endswith("m"):
-            found = quantity(amount[:-1])
-        else:
-            found = quantity(f"{amount}k") if amount[-1:].isdigit() else 1000 * quantity(amount)
+        found = exact(amount)
     except ValueError:
-        found = 0
+        found = Fraction(0)
     if found <= 0:
         raise BadOption(f"{name}={amount} is no amount: write cpu=100m or memory=256Mi")
     return found

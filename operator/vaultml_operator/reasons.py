@@ -217,23 +217,31 @@ class Reason(StrEnum):
     )
     VAULT_UNREACHABLE = (
         "VaultUnreachable",
-        _Facts(["Ready", "VaultReachable"], "Vault does not answer.", "Check `vault.apiUrl` and the network."),
+        _Facts(
+            ["Ready", "VaultReachable", "ScalingLimited"],
+            "Vault does not answer.",
+            "Check `vault.apiUrl` and the network.",
+        ),
     )
     CREDENTIALS_REFUSED = (
         "CredentialsRefused",
-        _Facts(["Ready", "VaultReachable"], "Vault refuses the keys.", "Correct the Secret."),
+        _Facts(["Ready", "VaultReachable", "ScalingLimited"], "Vault refuses the keys.", "Correct the Secret."),
     )
     NOT_A_VAULT = (
         "NotAVault",
         _Facts(
-            ["Ready", "VaultReachable"],
+            ["Ready", "VaultReachable", "ScalingLimited"],
             "Something answers there, but not a Vault.",
             "Check `vault.apiUrl`: newer Vaults are served under /api.",
         ),
     )
     VAULT_FAILING = (
         "VaultFailing",
-        _Facts(["Ready", "VaultReachable"], "Vault answers with an error of its own.", "Look at Vault's log."),
+        _Facts(
+            ["Ready", "VaultReachable", "ScalingLimited"],
+            "Vault answers with an error of its own.",
+            "Look at Vault's log.",
+        ),
     )
     NO_GPU_NODE = (
         "NoGpuNode",
@@ -309,7 +317,7 @@ class Reason(StrEnum):
     GPUS_TAKEN = (
         "GpusTaken",
         _Facts(
-            ["ScalingLimited"],
+            ["Ready", "ScalingLimited"],
             "More workers are needed than GPUs can be had; the message says who has them.",
             "Add GPUs, or give this pipeline more `autoscaling.priority` or `weight`.",
         ),
@@ -317,13 +325,15 @@ class Reason(StrEnum):
     AT_MAXIMUM = (
         "AtMaximum",
         _Facts(
-            ["ScalingLimited"], "More workers are needed than maxReplicas allows.", "Raise `autoscaling.maxReplicas`."
+            ["Ready", "ScalingLimited"],
+            "More workers are needed than maxReplicas allows.",
+            "Raise `autoscaling.maxReplicas`.",
         ),
     )
     TOO_FEW_PARTITIONS = (
         "TooFewPartitions",
         _Facts(
-            ["ScalingLimited"],
+            ["Ready", "ScalingLimited"],
             "More workers are needed than the topic has partitions: more would sit idle.",
             "Raise the partitions, by `queue.kafka.ensurePartitions` or yourself.",
         ),
@@ -331,19 +341,19 @@ class Reason(StrEnum):
     SCALING_PAUSED = (
         "ScalingPaused",
         _Facts(
-            ["ScalingLimited"],
+            ["Ready", "ScalingLimited"],
             "The annotation ml.kerberos.io/pause-scale-in or -out keeps the number.",
             "Remove the annotation.",
         ),
     )
     RATE_LIMITED = (
         "RateLimited",
-        _Facts(["ScalingLimited"], "`autoscaling.scaleOut` or `scaleIn` allows no more for now.", "Wait."),
+        _Facts(["Ready", "ScalingLimited"], "`autoscaling.scaleOut` or `scaleIn` allows no more for now.", "Wait."),
     )
     LAG_UNKNOWN = (
         "LagUnknown",
         _Facts(
-            ["ScalingLimited"],
+            ["Ready", "ScalingLimited"],
             "The queue can't be read: the number of workers stays, or is `autoscaling.fallback`'s.",
             "See QueueReachable.",
         ),

@@ -52,9 +52,11 @@ _WRONG_TEMPLATE = "correct spec.worker.podTemplate: the pod template that it mak
 class _Blocked(Exception):  # noqa: N818 - a state that the status reports
     """Something keeps the spec from being carried out."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, *, scales: bool = False) -> None:
+        """`scales`: the Deployment that exists is still scaled."""
         super().__init__(message)
         self.problem = Problem(reason, message)
+        self.scales = scales
 
 
 class Reconciler:
@@ -140,14 +142,14 @@ class Reconciler:
             return status.Observation(
                 generation=generation, spec=None, paused=paused, deployment=live, blocking=problem
             )
-        objects = credentials.objects(pipeline.spec)
-        self._reads[key] = frozenset(objects)
-        found = dict(
-            zip(objects, await asyncio.gather(*(self._read(key.namespace, each) for each in objects)), strict=True)
-        )
         blocking: Problem | None = None
         sources: Credentials | None = None
+        found: dict[Object, Manifest | None] = {}
         try:
+            objects = credentials.objects(pipeline.spec)
+            self._reads[key] = frozenset(objects)
+            read = await asyncio.gather(*(self._read(key.namespace, each) for each in objects))
+            found = dict(zip(objects, read, strict=True))
             sources = credentials.find(pipeline.spec, {each: _keys(there) for each, there in found.items()})
         except Missing as missing:
             blocking = Problem(missing.reason, str(missing))
@@ -163,7 +165,7 @@ class Reconciler:
             deployment, monitored = await self._children(body, pipeline, wanted, hold=sources is None)
         except _Blocked as blocked:
             blocking = blocked.problem
-            frozen |= blocking.reason is not Reason.REFUSED
+            frozen |= not blocked.scales
             with suppress(_Blocked):
                 deployment = await self._own(pipeline, "Deployment", pipeline.name)
             if deployment is not None:  # its pods are others than those that are wanted
@@ -350,8 +352,13 @@ class Reconciler:
         digest = (live["metadata"].get("annotations") or {}).get(manifests.HASH)
         if digest != wanted["metadata"]["annotations"][manifests.HASH]:
             return False
-        accepted = self._accepted.get(Key(pipeline.namespace, pipeline.name)) or {}
-        return contains(live, accepted.get(live["metadata"]["uid"], wanted))
+        key = Key(pipeline.namespace, pipeline.name)
+        accepted = self._accepted.get(key) or {}
+        if not contains(live, accepted.get(live["metadata"]["uid"], wanted)):
+            return False
+        if wanted["kind"] == "Deployment":
+            self._server_errors.pop(key, None)
+        return True
 
     async def _apply(self, body: Manifest, manifest: Manifest, *, live: Manifest | None) -> Manifest:
         """Apply a child that differs from `live`, or that there is none of yet."""
@@ -364,7 +371,7 @@ class Reconciler:
                 raise
             if (problem := await self._refusal(body, manifest, error)) is None:
                 raise
-            raise _Blocked(*problem) from None
+            raise _Blocked(*problem, scales=True) from None
         self._server_errors.pop(key, None)
         self._accepted.setdefault(key, {})[applied["metadata"]["uid"]] = project(applied, manifest)
         if live is None:

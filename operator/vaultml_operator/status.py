@@ -174,7 +174,7 @@ def _states(seen: Observation, before: Mapping[str, Condition], history: _Histor
     yield "QueueReachable", queue
     yield "VaultReachable", vault
     if seen.spec is not None:
-        yield "ScalingLimited", _limited(seen.spec, seen.scaling)
+        yield "ScalingLimited", _limited(seen, seen.spec)
         if seen.scaling is not None and seen.scaling.retention_seconds is not None:
             yield "EventsExpiring", _expiring(seen.scaling, seen.scaling.retention_seconds)
     if seen.monitored is not None:
@@ -201,8 +201,9 @@ _LIMITS = {
 }
 
 
-def _limited(spec: api.Spec, scaling: api.AutoscalingStatus | None) -> _State:
+def _limited(seen: Observation, spec: api.Spec) -> _State:
     """Whether something keeps the number of workers from what is needed."""
+    scaling = seen.scaling
     if spec.suspend:
         return _State("False", Reason.NOT_LIMITED, "spec.suspend is true: no workers run")
     if scaling is None:
@@ -212,6 +213,8 @@ def _limited(spec: api.Spec, scaling: api.AutoscalingStatus | None) -> _State:
         return _State("Unknown", Reason.LAG_UNKNOWN, message)
     if (mode := spec.autoscaling.mode) != "Auto":
         return _State("False", Reason.NOT_LIMITED, f"spec.replicas is used in {mode} mode; Auto: {message}")
+    if scaling.limited_by == "vault" and seen.vault is not None and not seen.vault.ok:
+        return _State("True", BY_NAME[seen.vault.reason], message)
     if (limit := _LIMITS.get(scaling.limited_by or "")) is not None:
         return _State("True", limit, message)
     return _State("False", Reason.NOT_LIMITED, message)
@@ -263,9 +266,11 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *,
         return _State("False", progress.reason, progress.message)
     if queue.reason is Reason.CHECKING:
         return _State("Unknown", Reason.CHECKING, "workers are ready; the queue's first check has not ended yet")
-    limit = _limited(spec, seen.scaling)
-    if seen.wanted == 0 and limit.status == "True":
-        return _State("False", limit.reason, f"0 workers: {limit.message}")
+    limit = _limited(seen, spec)
+    if seen.wanted == 0 and spec.autoscaling.mode == "Auto" and limit.status != "False":
+        # Ready would say that no worker is needed.
+        unknown = limit.reason is Reason.CHECKING
+        return _State("Unknown" if unknown else "False", limit.reason, f"0 workers: {limit.message}")
     if seen.wanted == 0:
         cause = "replicas is 0" if spec.autoscaling.mode != "Auto" else _backlog(seen)
         return _State("True", Reason.SCALED_TO_ZERO, f"0 workers: {cause}")
@@ -274,12 +279,11 @@ def _ready(seen: Observation, queue: _State, vault: _State, progress: _State, *,
 
 def _backlog(seen: Observation) -> str:
     """Return why the autoscaler wants no worker."""
-    if seen.scaling is None or seen.scaling.lag is None:
-        return "the backlog is not known yet"
-    if not seen.scaling.lag:
+    lag, message = (seen.scaling.lag, seen.scaling.message) if seen.scaling is not None else (None, None)
+    if not lag:
         return "no recording waits"
-    waiting = "1 recording waits" if seen.scaling.lag == 1 else f"{seen.scaling.lag} recordings wait"
-    return f"{waiting}; {seen.scaling.message}" if seen.scaling.message else waiting
+    waiting = "1 recording waits" if lag == 1 else f"{lag} recordings wait"
+    return f"{waiting}; {message}" if message else waiting
 
 
 def _ready_workers(seen: Observation) -> int:

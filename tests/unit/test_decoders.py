@@ -19,6 +19,7 @@ from vaultml_worker import decoders as decoders_
 from vaultml_worker import video
 from vaultml_worker.decoders import Decoders
 from vaultml_worker.failures import Cause, Failure
+from vaultml_worker.memory import SharedMemory
 from vaultml_worker.records import Frame, Sample
 from vaultml_worker.retries import Retries
 
@@ -197,6 +198,39 @@ def test_a_recording_waits_while_the_system_kills_or_starts_no_decoder(monkeypat
         pool.close()
     assert heard == ["the decoder process was killed (SIGKILL), twice", "no decoder process could be started"]
     assert held == [(Cause.DECODER_UNAVAILABLE, +1), (Cause.DECODER_UNAVAILABLE, -1)]
+
+
+def raises() -> None:
+    raise RecursionError("a bug of ours")  # a RuntimeError, as a broken pool raises it
+
+
+def full() -> None:
+    """Leave no memory for the frames of the next recording."""
+    assert decoders_._shared is not None
+    decoders_._shared = Full(decoders_._shared.fd)
+
+
+class Full(SharedMemory):
+    def write(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_a_call_raises_is_no_broken_pool(decoders: Decoders) -> None:
+    """It would be retried for ever as if no process could be started."""
+    with pytest.raises(RecursionError, match="a bug of ours"):
+        decoders.run(raises)
+    assert works(decoders).frames
+
+
+def test_no_memory_for_the_frames_is_no_fault_of_the_recording() -> None:
+    pool = Decoders(processes=1, seconds=20, memory=1 << 30)
+    try:
+        pool.run(full)
+        with pytest.raises(Failure, match="no memory for the frames") as caught:
+            works(pool)
+    finally:
+        pool.close()
+    assert caught.value.cause is Cause.DECODER_UNAVAILABLE
 
 
 def test_a_child_gets_a_second_chance(decoders: Decoders, tmp_path: Path) -> None:

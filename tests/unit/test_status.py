@@ -38,7 +38,12 @@ def ready(seen: Observation, previous: dict[str, Any] | None = None) -> tuple[st
     return condition(compute(previous or {}, seen, EARLY), "Ready")
 
 
+IDLE = api.AutoscalingStatus(lag=0)
+
+
 def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
+    for each in status["conditions"]:
+        assert each["type"] in reasons.BY_NAME[each["reason"]].conditions, "docs/reasons.md says otherwise"
     found = next(each for each in status["conditions"] if each["type"] == kind)
     return found["status"], found["reason"]
 
@@ -47,7 +52,7 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
     ("seen", "expected"),
     [
         (SEEN, ("True", "Running")),
-        (replace(SEEN, spec=spec(replicas=0), wanted=0, deployment=deployment(0)), ("True", "ScaledToZero")),
+        (replace(SEEN, wanted=0, deployment=deployment(0), scaling=IDLE), ("True", "ScaledToZero")),
         (replace(SEEN, spec=spec(suspend=True), wanted=0, deployment=deployment(0)), ("False", "Suspended")),
         (replace(SEEN, spec=spec(suspend=True), wanted=0), ("False", "Stopping")),
         (replace(SEEN, queue=BAD), ("False", "AuthenticationFailed")),
@@ -108,7 +113,7 @@ def test_a_new_pipeline_and_one_at_zero_are_not_ready_before_their_workers_are()
     partly = replace(SEEN, wanted=3, deployment=deployment(3, reason="ReplicaSetUpdated", readyReplicas=2))
     first = compute({}, partly, EARLY)
     assert condition(first, "Ready") == condition(compute(first, partly, LATE), "Ready") == ("False", "Starting")
-    zero = replace(SEEN, wanted=0, deployment=deployment(0))
+    zero = replace(SEEN, wanted=0, deployment=deployment(0), scaling=IDLE)
     asked = replace(SEEN, wanted=2, deployment=deployment(2, replicas=0, updatedReplicas=0, readyReplicas=0))
     one = replace(SEEN, wanted=2, deployment=deployment(2, readyReplicas=1))
     assert [each[:2] for each in chain(zero, asked, one)] == [
@@ -195,7 +200,7 @@ def test_a_status_of_another_version_is_read() -> None:
             "Ready",
             "0 workers: no GPU is free",
         ),
-        (replace(SEEN, wanted=0, deployment=deployment(0)), "Ready", "0 workers: the backlog is not known yet"),
+        (replace(SEEN, wanted=0, deployment=deployment(0)), "Ready", "0 workers: the queue's lag is not known yet"),
         (
             replace(SEEN, wanted=0, deployment=deployment(0), scaling=api.AutoscalingStatus(lag=0)),
             "Ready",
@@ -298,10 +303,12 @@ def test_what_limits_the_number_is_told(scaling: api.AutoscalingStatus | None, e
         (api.AutoscalingStatus(lag=1000, limited_by="gpus"), ("False", "GpusTaken")),
         (api.AutoscalingStatus(lag=0, limited_by="gpus"), ("False", "GpusTaken")),  # minReplicas can't be had
         (api.AutoscalingStatus(lag=9, limited_by="paused"), ("False", "ScalingPaused")),
+        (api.AutoscalingStatus(error="the group may not be read"), ("False", "LagUnknown")),
+        (None, ("Unknown", "Checking")),
     ],
 )
 def test_zero_workers_are_ready_only_where_none_is_needed(
-    scaling: api.AutoscalingStatus, ready: tuple[str, str]
+    scaling: api.AutoscalingStatus | None, ready: tuple[str, str]
 ) -> None:
     none = replace(SEEN, spec=spec(), wanted=0, deployment=deployment(0), scaling=scaling)
     assert condition(compute({}, none, EARLY), "Ready") == ready

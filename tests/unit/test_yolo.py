@@ -30,6 +30,11 @@ def test_overlaps_go_within_a_class_only() -> None:
     assert [(item.label, round(item.probability, 2)) for item in found] == [("car", 0.9), ("truck", 0.7), ("car", 0.6)]
 
 
+def test_classes_do_not_touch_each_other_wherever_their_boxes_lie() -> None:
+    boxes = np.array([[-300, -300, 310, 310], [0, 0, 310, 310]], np.float32)
+    assert set(yolo.suppress(boxes, np.array([0.9, 0.8], np.float32), np.array([1, 0]))) == {0, 1}
+
+
 def test_only_wanted_labels() -> None:
     both = candidates(((10, 10, 50, 50), 0.9, 0), ((10, 10, 50, 50), 0.8, 1))
     found = yolo.detections(both, labels=("car", "truck"), letterbox=SQUARE, threshold=0.5, wanted=("truck",))

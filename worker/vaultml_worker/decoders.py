@@ -108,6 +108,10 @@ class Decoders:
             child.close()
 
 
+class _PoolBrokeError(Exception):
+    """A pool has ended, or takes no calls: not what a call itself raised."""
+
+
 class _Child:
     """One decoder process and its successors.
 
@@ -137,7 +141,7 @@ class _Child:
                 if future is not None and self._ended(future):
                     return future.result()
                 self._replace()
-            raise RuntimeError  # noqa: TRY301 - one answer to all that breaks
+            raise _PoolBrokeError  # noqa: TRY301 - one answer to all that breaks
         except TimeoutError:
             late = f"decoding took longer than DECODER_SECONDS ({self._seconds:g}), twice"
             raise Failure(Cause.DECODER_TIMEOUT, late) from None
@@ -147,15 +151,17 @@ class _Child:
             if error.exitcode == -signal.SIGKILL:  # not ours: a call that is late raises TimeoutError
                 raise Failure(_UNAVAILABLE, "the decoder process was killed (SIGKILL), twice") from None
             raise Failure(Cause.DECODER_CRASHED, "decoding ended its process, twice") from None
-        except (RuntimeError, concurrent.futures.CancelledError):  # the pool itself broke
+        except (_PoolBrokeError, concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError):
             self._replace()
             raise Failure(_UNAVAILABLE, "no decoder process could be started") from None
 
     def frames(self, sample: Sample, network: tuple[int, int]) -> Sample:
         """Return a sample with the pixels that the process has left in the memory."""
-        pixels = np.empty((len(sample.frames), network[1], network[0], 3), np.uint8)
         try:
+            pixels = np.empty((len(sample.frames), network[1], network[0], 3), np.uint8)
             self.memory.read(pixels)
+        except MemoryError:
+            raise Failure(_UNAVAILABLE, "there is no memory for the frames") from None
         except EOFError:
             raise Failure(Cause.DECODER_CRASHED, "decoding ended without its frames, twice") from None
         return replace(
@@ -179,7 +185,7 @@ class _Child:
     def _ended(self, future: "concurrent.futures.Future[Any]") -> bool:
         """Wait for the end of a call. False when it never began: the pool broke as it came, or a lock is lost.
 
-        Raises RuntimeError when the pool broke later, TimeoutError when it should have ended the call, and didn't.
+        Raises _PoolBrokeError when the pool broke later, TimeoutError when it should have ended the call, and didn't.
         """
         start = time.monotonic()
         while True:
@@ -191,7 +197,7 @@ class _Child:
             if not future.running() and (not active or waited > _GRACE_S):
                 return False
             if not active:
-                raise RuntimeError
+                raise _PoolBrokeError
             if waited > self._seconds + 2 * _GRACE_S:
                 self._replace()
                 raise TimeoutError
@@ -248,7 +254,10 @@ def _sample(
         sample, total = video.sample(data, count, network, limits), count
     else:
         sample, total = video.sample_all(data, first, count, network, limits)
-    _shared.write(*(frame.pixels for frame in sample.frames))
+    try:
+        _shared.write(*(frame.pixels for frame in sample.frames))
+    except OSError as error:
+        raise Failure(_UNAVAILABLE, f"there is no memory for the frames ({error.strerror})") from None
     return replace(sample, frames=tuple(replace(frame, pixels=_NO_PIXELS) for frame in sample.frames)), total
 
 

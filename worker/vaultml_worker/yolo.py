@@ -64,6 +64,8 @@ def label(labels: Sequence[str], number: int | np.integer) -> str:
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer]) -> NDArray[np.intp]:
     """Return the indexes of the boxes that non-maximum suppression within each class leaves, best score first."""
-    corners_and_sizes = np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]))
+    # From zero on: OpenCV moves the boxes of a class away from those of others by the largest coordinate.
+    corners = boxes[:, :2] - np.minimum(boxes[:, :2].min(initial=0), 0)
+    corners_and_sizes = np.column_stack((corners, boxes[:, 2:] - boxes[:, :2]))
     kept = cv2.dnn.NMSBoxesBatched(corners_and_sizes.tolist(), scores.tolist(), classes.tolist(), -1.0, IOU)
     return np.asarray(kept, np.intp).reshape(-1)  # of none it gives an empty tuple

@@ -80,7 +80,8 @@ def secret_rules(variable: str, within: str = "{}") -> tuple[Rule, Rule]:
         Rule(
             within.format(
                 f"{plain} || !{variable}.name.matches('{_NAMED_SECRET}') || "
-                f"{variable}.name.matches('(?i)_(file|path)$')"
+                f"{variable}.name.matches('(?i)_(file|path|dir|url|uri|name|ttl)$') || "
+                f"{variable}.value.startsWith('/') || {variable}.value in ['', 'true', 'false']"
             ),
             "this looks like a secret: use valueFrom.secretKeyRef, so that it does not stand in the resource",
         ),

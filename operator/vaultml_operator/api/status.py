@@ -105,7 +105,8 @@ class Status(Model):
     observed_generation: int | None = Field(default=None, description="Generation of the spec that was last acted on.")
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         default=(),
-        description="Ready, Progressing, QueueReachable, VaultReachable, Paused.",
+        description="Ready, Progressing, QueueReachable, VaultReachable, ScalingLimited, EventsExpiring, Monitored, "
+        "Paused.",
         json_schema_extra=map_list("type"),
     )
     replicas: int | None = Field(default=None, description="Worker pods that exist.")

@@ -33,6 +33,7 @@ _REBUILD_S = 5.0
 """A client that failed for good is replaced after this long; at once the first time."""
 _SOUND_S = 30.0
 """A new client that has worked for this long counts as sound, also where there was nothing to publish."""
+_TRIES = 3
 _OFFSETS_S = 10.0
 """How long a broker may take to say a partition's end, or the group's position in it."""
 _FIRM = (Trouble.LOGIN_REFUSED, Trouble.TLS_FAILED)
@@ -352,12 +353,20 @@ class KafkaQueue:
         Without it, a partition that goes to another worker before its first commit begins at its end again: what came
         in the meantime would be skipped.
         """
-        try:
-            committed = consumer.committed(partitions, timeout=_OFFSETS_S)
-            if ends := [_at_end(consumer, place) for place in committed if place.offset < 0]:
-                consumer.commit(offsets=ends, asynchronous=False)
-        except KafkaException as error:
-            self._trouble(error.args[0], "committing where to begin (KAFKA_OFFSET_RESET=latest)")
+        left = partitions
+        for _ in range(_TRIES):
+            try:
+                committed = consumer.committed(left, timeout=_OFFSETS_S)
+                ends = [_at_end(consumer, place) for place in committed if place.error is None and place.offset < 0]
+                done = consumer.commit(offsets=ends, asynchronous=False) if ends else []
+                wrong = [place for place in (*committed, *(done or ())) if place.error is not None]
+                if not wrong:
+                    return
+                left = [TopicPartition(place.topic, place.partition) for place in wrong]
+                error = wrong[0].error
+            except KafkaException as raised:
+                error = raised.args[0]
+            self._trouble(error, "committing where to begin (KAFKA_OFFSET_RESET=latest)")
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # What is published is committed before the next owner asks from where to go on, or it would be done twice.

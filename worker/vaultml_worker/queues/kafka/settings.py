@@ -55,7 +55,8 @@ class KafkaSettings(Environment):
     kafka_ssl_cert: Path | None = Field(default=None, description="File with our client certificate.")
     kafka_ssl_key: Path | None = Field(default=None, description="File with our client key.")
     kafka_offset_reset: Literal["earliest", "latest"] = Field(
-        default="earliest", description="Where a group without commits begins."
+        default="earliest",
+        description="Where a group without commits begins. With latest, so does a partition that is added later.",
     )
 
     @field_validator("kafka_broker", mode="before")
