@@ -5,10 +5,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from vaultml_operator import api, manifests
+from vaultml_operator.autoscaler.lag import PartitionIncrease
 from vaultml_operator.autoscaler.scaler import Scaler
 from vaultml_operator.manifests import Manifest
 from vaultml_operator.objects import Objects
 from vaultml_operator.probes import Connection, Outcome
+from vaultml_operator.reasons import EventReason
 from vaultml_operator.scaling_request import scaling_request
 
 Note = Callable[[Manifest, str, str, str], Awaitable[None]]
@@ -39,12 +41,12 @@ class Scaling:
         """The direction, 1 or -1, in which the autoscaler last went."""
         self._asked: dict[Key, int] = {}
         """spec.replicas as it was last seen."""
-        self._remarks: dict[Key, str] = {}
+        self._increases: dict[Key, PartitionIncrease] = {}
 
     def forget(self, key: Key) -> None:
         """The pipeline is no more."""
         self.rest(key)
-        for memory in (self._ways, self._asked, self._remarks):
+        for memory in (self._ways, self._asked, self._increases):
             memory.pop(key, None)
 
     def rest(self, key: Key) -> None:
@@ -81,7 +83,7 @@ class Scaling:
         )
         if (snapshot := self._scaler.snapshot(key)) is None:
             return published if published.model_fields_set else None
-        await self._tell_partitions(body, key, snapshot.remark)
+        await self._tell_partitions(body, key, snapshot.increase)
         return snapshot.status
 
     def number(self, pipeline: api.Pipeline, live: Manifest | None) -> int:
@@ -123,13 +125,13 @@ class Scaling:
     async def tell_scaled(self, body: Manifest, pipeline: api.Pipeline, was: int, number: int) -> None:
         """Each change by a person is an Event; the autoscaler's are when it begins to go the other way."""
         if pipeline.spec.autoscaling.mode != "Auto" or pipeline.spec.suspend:
-            await self._note(body, "Normal", "Scaled", f"scaled from {was} to {number} workers")
+            await self._note(body, "Normal", EventReason.SCALED, f"scaled from {was} to {number} workers")
             return
         key, way = _key(pipeline), 1 if number > was else -1
         snapshot = self._scaler.snapshot(key)
         if self._ways.get(key) != way and snapshot is not None:
             self._ways[key] = way
-            reason = "ScaledOut" if way > 0 else "ScaledIn"
+            reason = EventReason.SCALED_OUT if way > 0 else EventReason.SCALED_IN
             await self._note(body, "Normal", reason, f"from {was} to {number} workers: {snapshot.decision.reason}")
 
     async def tell_ignored(self, body: Manifest, pipeline: api.Pipeline) -> None:
@@ -138,15 +140,17 @@ class Scaling:
         before = self._asked.get(key, asked)
         self._asked[key] = asked
         if before != asked and pipeline.spec.autoscaling.mode == "Auto":
-            note = "spec.replicas does not count in the mode Auto: set autoscaling.mode to Manual, or minReplicas"
-            await self._note(body, "Warning", "ReplicasIgnored", note)
+            note = "spec.replicas is ignored in Auto mode: set .spec.autoscaling.mode to Manual, or minReplicas"
+            await self._note(body, "Warning", EventReason.REPLICAS_IGNORED, note)
 
-    async def _tell_partitions(self, body: Manifest, key: Key, remark: str) -> None:
-        if remark and remark != self._remarks.get(key):
-            raised = remark.startswith("raised")
-            kind, reason = ("Normal", "PartitionsRaised") if raised else ("Warning", "PartitionsNotRaised")
-            await self._note(body, kind, reason, remark)
-        self._remarks[key] = remark
+    async def _tell_partitions(self, body: Manifest, key: Key, increase: PartitionIncrease | None) -> None:
+        if increase is None or increase == self._increases.get(key):
+            return
+        self._increases[key] = increase
+        if increase.done:
+            await self._note(body, "Normal", EventReason.PARTITIONS_RAISED, increase.message)
+        else:
+            await self._note(body, "Warning", EventReason.PARTITIONS_NOT_RAISED, increase.message)
 
 
 def _key(pipeline: api.Pipeline) -> Key:

@@ -9,7 +9,7 @@ from vaultml_operator import reasons
 from vaultml_operator.reasons import EventReason, Reason
 
 SOURCES = Path(reasons.__file__).parent
-USERS = ("status.py", "reconcile.py", "pods.py", "credentials.py")
+USERS = ("status.py", "reconcile.py", "pods.py", "credentials.py", "scaling.py")
 
 
 def test_a_missing_object_and_a_missing_key_are_the_same_kind_of_trouble() -> None:

@@ -18,7 +18,7 @@ from vaultml_operator.api import Autoscaling, AutoscalingStatus
 from vaultml_operator.autoscaler import snapshot
 from vaultml_operator.autoscaler.decide import decide
 from vaultml_operator.autoscaler.gpus import Demand, Pool, noun
-from vaultml_operator.autoscaler.lag import Ask, Reader, Reading, ReadingFailed, open_reader
+from vaultml_operator.autoscaler.lag import Ask, PartitionIncrease, Reader, Reading, ReadingFailed, open_reader
 from vaultml_operator.autoscaler.measurements import Measurements
 from vaultml_operator.autoscaler.pool import Grant, Grants, arbitrate
 from vaultml_operator.autoscaler.records import Decision, History, Observation
@@ -79,7 +79,7 @@ class _State:
     """Monotonic time of the next poll."""
     decision: Decision | None = None
     published: AutoscalingStatus | None = None
-    remark: str = ""
+    increase: PartitionIncrease | None = None
     late_at: float = field(default_factory=lambda: _spread(_LATE_S))
     """Monotonic time from which on the snapshot is an old one."""
     fresh_until: float = 0.0
@@ -120,7 +120,7 @@ class Snapshot:
 
     decision: Decision
     status: AutoscalingStatus
-    remark: str
+    increase: PartitionIncrease | None
     """What the queue's reader last did or could not do besides reading; empty: nothing so far."""
     trouble: str
 
@@ -203,7 +203,7 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Snapshot(state.decision, state.published or AutoscalingStatus(), state.remark, state.measured.failed)
+        return Snapshot(state.decision, state.published or AutoscalingStatus(), state.increase, state.measured.failed)
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""
@@ -310,7 +310,7 @@ class Scaler(Generic[K]):
             answer = answers[state.request.ask]
             if isinstance(answer, Reading):
                 state.measured.learn(answer)
-                state.remark = answer.remark or state.remark
+                state.increase = answer.increase or state.increase
             else:
                 state.measured.fail(answer.message)
         self._share(here)

@@ -1,6 +1,14 @@
 """What waits in a queue. A new kind of queue is a file here and a line in `open_reader`."""
 
-from vaultml_operator.autoscaler.lag.base import Ask, Member, Partition, Reader, Reading, ReadingFailed
+from vaultml_operator.autoscaler.lag.base import (
+    Ask,
+    Member,
+    Partition,
+    PartitionIncrease,
+    Reader,
+    Reading,
+    ReadingFailed,
+)
 from vaultml_operator.autoscaler.lag.kafka import KafkaReader
 from vaultml_operator.probes import Connection
 
@@ -10,4 +18,4 @@ def open_reader(connection: Connection) -> Reader:
     return KafkaReader(connection)
 
 
-__all__ = ["Ask", "Member", "Partition", "Reader", "Reading", "ReadingFailed", "open_reader"]
+__all__ = ["Ask", "Member", "Partition", "PartitionIncrease", "Reader", "Reading", "ReadingFailed", "open_reader"]

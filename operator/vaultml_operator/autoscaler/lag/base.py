@@ -43,11 +43,19 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionIncrease:
+    """What became of raising a topic's partitions, in a sentence."""
+
+    done: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """All partitions of a queue at `time` (epoch seconds).
 
     `members` None: not known. `retention` in seconds, None: without end, or not known. `dead`: letters in the
-    dead-letter topic. `remark` tells what became of raising the partitions.
+    dead-letter topic. `increase`: of partitions, if one was tried.
     """
 
     time: float
@@ -55,7 +63,7 @@ class Reading:
     members: tuple[Member, ...] | None = None
     retention: float | None = None
     dead: int = 0
-    remark: str = ""
+    increase: PartitionIncrease | None = None
 
     @property
     def lag(self) -> int:

@@ -29,7 +29,7 @@ from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewPartitions
 
-from vaultml_operator.autoscaler.lag.base import Ask, Member, Partition, Reading, ReadingFailed
+from vaultml_operator.autoscaler.lag.base import Ask, Member, Partition, PartitionIncrease, Reading, ReadingFailed
 from vaultml_operator.autoscaler.lag.end_offsets import EndOffsetHistory
 from vaultml_operator.probes import Connection
 
@@ -113,7 +113,7 @@ class KafkaReader:
         topics = self._topics(
             {each.queue for each in asked} | {each.dead_letters for each in asked if each.dead_letters}
         )
-        remarks = {each: self._raise_partitions(each, topics) for each in asked}
+        increases = {each: self._raise_partitions(each, topics) for each in asked}
         there = [each for each in asked if topics.get(each.queue)]
         members = self._members({each.group for each in there})
         commits = self._commits(there, topics, members)
@@ -144,7 +144,7 @@ class KafkaReader:
                 known = members.get(each.group)
                 mine = _members_of(each.queue, known) if isinstance(known, list) else None
                 retention = self._retention_of(each.queue, now)
-                found[each] = Reading(now, parts, mine, retention, dead, remarks[each])
+                found[each] = Reading(now, parts, mine, retention, dead, increases[each])
         self._date(found, now)
         return found
 
@@ -165,19 +165,22 @@ class KafkaReader:
                 raise found
         return {name: len(found.partitions) for name, found in counts.items() if not isinstance(found, Exception)}
 
-    def _raise_partitions(self, ask: Ask, topics: dict[str, int]) -> str:
-        """Raise the queue's partitions where asked; what kept us from it, else nothing."""
+    def _raise_partitions(self, ask: Ask, topics: dict[str, int]) -> PartitionIncrease | None:
+        """Raise the queue's partitions where asked; None: nothing to do."""
         there = topics.get(ask.queue)
         if ask.partitions is None or not there or there >= ask.partitions:
-            return ""
+            return None
         future = self._call(self._admin.create_partitions, [NewPartitions(ask.queue, ask.partitions)])[ask.queue]
         error = _result(future, self._timeout)
         if isinstance(error, Exception):
-            return (
-                f"the topic {ask.queue} could not be raised from {there} to {ask.partitions} partitions "
-                f"({_said(error)}): allow the Kafka user to alter it, or raise it yourself"
+            return PartitionIncrease(
+                done=False,
+                message=f"the topic {ask.queue} could not be raised from {there} to {ask.partitions} partitions "
+                f"({_said(error)}): allow the Kafka user to alter it, or raise it yourself",
             )
-        return f"raised the topic {ask.queue} from {there} to {ask.partitions} partitions"
+        return PartitionIncrease(
+            done=True, message=f"raised the topic {ask.queue} from {there} to {ask.partitions} partitions"
+        )
 
     def _retention_of(self, topic: str, now: float) -> float | None:
         at, seconds = self._retention.get(topic, (-math.inf, None))
@@ -274,7 +277,7 @@ class KafkaReader:
             if isinstance(reading, Reading):
                 dated = tuple(self._dated(ask, part, peeked, now) for part in reading.partitions)
                 found[ask] = Reading(
-                    reading.time, dated, reading.members, reading.retention, reading.dead, reading.remark
+                    reading.time, dated, reading.members, reading.retention, reading.dead, reading.increase
                 )
 
     def _dated(self, ask: Ask, part: Partition, peeked: Mapping[tuple[str, int], "_Peeked"], now: float) -> Partition:
