@@ -44,7 +44,7 @@ class Metrics:
         )
         self._requests = Counter(
             f"{prefix}_api_requests",
-            "Requests to the Kubernetes API by verb and HTTP status (0: no answer); kopf's own watches are not counted.",
+            "Requests to the Kubernetes API by verb and HTTP status (0: no answer), without kopf's watches.",
             ["verb", "code"],
             registry=self.registry,
         )
