@@ -168,8 +168,7 @@ def test_what_can_not_be_read_changes_no_number() -> None:
         snapshot = scaler.snapshot(KEY)
         assert snapshot is not None
         assert snapshot.decision.replicas == 7
-        assert snapshot.trouble == "the lag can't be read: no answer"
-        assert snapshot.status.error == snapshot.trouble
+        assert snapshot.status.error == "the lag can't be read: no answer"
         desk.failing.clear()
         await until(lambda: (scaler.snapshot(KEY) or snapshot).status.error is None)
 
@@ -191,12 +190,12 @@ def test_settings_that_the_client_refuses_are_told_and_end_nothing() -> None:
         await until(lambda: scaler.snapshot(KEY) is not None)
         snapshot = scaler.snapshot(KEY)
         assert snapshot is not None
-        assert (snapshot.decision.replicas, snapshot.trouble) == (
+        assert (snapshot.decision.replicas, snapshot.status.error) == (
             3,
             "the lag can't be read (ValueError): see QueueReachable",
         )
         refuse[0] = False
-        await until(lambda: (scaler.snapshot(KEY) or snapshot).trouble == "")
+        await until(lambda: (scaler.snapshot(KEY) or snapshot).status.error is None)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

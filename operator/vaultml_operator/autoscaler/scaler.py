@@ -116,13 +116,12 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the scaler has to say of a pipeline: the last decision, and the status to publish."""
+    """The last decision on a pipeline, and the status to publish."""
 
     decision: Decision
     status: AutoscalingStatus
     increase: PartitionIncrease | None
-    """What the queue's reader last did or could not do besides reading; empty: nothing so far."""
-    trouble: str
+    """What became of raising the queue's partitions; None: nothing was tried."""
 
 
 class Scaler(Generic[K]):
@@ -203,7 +202,7 @@ class Scaler(Generic[K]):
         state = self._states.get(key)
         if state is None or state.decision is None:
             return None
-        return Snapshot(state.decision, state.published or AutoscalingStatus(), state.increase, state.measured.failed)
+        return Snapshot(state.decision, state.published or AutoscalingStatus(), state.increase)
 
     def busy(self, key: K) -> Mapping[str, int] | None:
         """How much waits for each member of the group, by client id; None: the members are not known."""
